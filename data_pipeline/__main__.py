@@ -1,0 +1,79 @@
+"""python -m data_pipeline COMMAND key=value ...: assets to verified shards."""
+
+import sys
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from data_pipeline.command_line import USAGE_ERROR, run
+from data_pipeline.contract import RenderSpec, UserError
+from data_pipeline.inspection import inspect_sample, print_stats
+from data_pipeline.render.command import render_assets
+from data_pipeline.shards.manifest import verify_shards
+from data_pipeline.shards.pack import pack_samples
+
+
+def render(config: DictConfig) -> None:
+    """Render the source's assets into a staging folder."""
+    staging = Path(config.out)
+    assets = instantiate(config.source).assets()
+    spec = RenderSpec(**{key: config[key] for key in RenderSpec.__dataclass_fields__})
+    render_assets(
+        assets, staging, spec, workers=config.workers, timeout_s=config.timeout_s, retry=config.retry,
+        blender_python=config.blender_python,
+    )  # fmt: skip
+
+
+def pack(config: DictConfig) -> None:
+    """Pack a staging folder into shards."""
+    pack_samples(Path(config.out), Path(config.shards), config.samples_per_shard)
+
+
+def verify(config: DictConfig) -> None:
+    """Check shards against their manifest."""
+    if config.mode not in ("fast", "full"):
+        raise UserError(f"mode={config.mode} is not known: choose fast or full")
+    faults = verify_shards(Path(config.shards), config.kind, full=config.mode == "full")
+    if faults:
+        raise UserError(f"{len(faults)} faults in {config.shards}: {'; '.join(faults[:10])}")
+    print(f"{config.shards}: sound ({config.mode})")
+
+
+def stats(config: DictConfig) -> None:
+    """Print how many assets of a staging folder are done, and why the others failed."""
+    print_stats(Path(config.out), config.format)
+
+
+def inspect(config: DictConfig) -> None:
+    """Print a sample's metadata and draw its views."""
+    inspect_sample(Path(config.shards), config.uid, None if config.png is None else Path(config.png))
+
+
+COMMANDS = {
+    "render": render,
+    "pack": pack,
+    "verify": verify,
+    "stats": stats,
+    "inspect": inspect,
+}
+
+
+def main() -> None:
+    """Dispatch the first argument."""
+    usage = "usage: python -m data_pipeline {" + ",".join(COMMANDS) + "} key=value ... (--help lists the keys)"
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in ("-h", "--help"):
+        print(usage)
+        for name, function in COMMANDS.items():
+            print(f"  {name:8} {function.__doc__}")
+        return
+    if command not in COMMANDS:
+        print(f"error: unknown command {command!r}; {usage}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    sys.argv[:] = [f"{sys.argv[0]} {command}", *sys.argv[2:]]
+    run("data_pipeline", COMMANDS[command])
+
+
+if __name__ == "__main__":
+    main()

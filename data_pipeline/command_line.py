@@ -1,0 +1,154 @@
+"""How every Relief command starts: verbatim text past Hydra's grammar, one-line errors, exit codes.
+
+Hydra parses `prompt=a red chair, with dots` as a sweep and refuses `mesh=a b(1).glb`. The values of
+`VERBATIM_KEYS` are therefore quoted before Hydra sees them: what the user typed is what arrives.
+
+Exit codes: 0 done; 1 the user's error, told in one line; 2 wrong usage (the command line itself);
+130 interrupted. RELIEF_TRACEBACK=1 shows the traceback of any error.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from data_pipeline.contract import UserError
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
+
+VERBATIM_KEYS = frozenset(
+    {
+        "checkpoint", "ckpt", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
+        "paths.run_dir", "png", "prompt", "reference", "sample", "shards", "source.list",
+        "source.root", "uid",
+    }
+)  # fmt: skip
+"""Keys whose values are free text or paths, in every command."""
+
+DONE, USER_ERROR, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def quote_verbatim(argument: str, keys: frozenset[str] = VERBATIM_KEYS) -> str:
+    """Return `key=value` with the value quoted for Hydra's grammar if `key` is a verbatim one."""
+    key, equals, value = argument.partition("=")
+    if not equals or key not in keys:
+        return argument
+    # OmegaConf: an interpolation is taken literally behind a backslash, and backslashes just
+    # before one are halved.
+    escaped = _escape_before(value, "${", "\\")
+    # Hydra: the same rule for the closing quote.
+    return f'{key}="{_escape_before(escaped + chr(34), chr(34), chr(92), last_is_end=True)}'
+
+
+def _escape_before(text: str, mark: str, escape: str, *, last_is_end: bool = False) -> str:
+    """Double the escapes in front of each `mark` and add one; the last mark may be the real end."""
+    parts = text.split(mark)
+    out = ""
+    for i, part in enumerate(parts[:-1]):
+        bare = part.rstrip(escape)
+        num_escapes = len(part) - len(bare)
+        is_end = last_is_end and i == len(parts) - 2
+        out += bare + escape * (2 * num_escapes + (0 if is_end else 1)) + mark
+    return out + parts[-1]
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), *, verbatim: frozenset[str] = frozenset()
+) -> DictConfig:
+    """Return the composed configuration that a command line would give.
+
+    Args:
+        config_name: a file of conf/, without `.yaml`.
+        overrides: as typed: `key=value`.
+        verbatim: keys to take verbatim besides `VERBATIM_KEYS`.
+    """
+    quoted = [quote_verbatim(argument, VERBATIM_KEYS | verbatim) for argument in overrides]
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(config_name, quoted)
+
+
+def run(
+    config_name: str,
+    main: Callable[[DictConfig], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    verbatim: frozenset[str] = frozenset(),
+) -> None:
+    """Compose `config_name` with the command line, call `main`, and exit with its code.
+
+    Args:
+        config_name: a file of conf/, without `.yaml`.
+        main: does the work; returns an exit code, or None for 0.
+        argv: the arguments; those of the process by default.
+        verbatim: keys to take verbatim besides `VERBATIM_KEYS`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument.startswith("-") for argument in arguments):
+        _run_by_hydra(config_name, main, arguments, verbatim)
+        return
+    try:
+        config = compose(config_name, arguments, verbatim=verbatim)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(USAGE_ERROR, _usage_message(error))
+    sys.exit(_guarded(main, config))
+
+
+def _run_by_hydra(
+    config_name: str,
+    main: Callable[[DictConfig], int | None],
+    arguments: list[str],
+    verbatim: frozenset[str],
+) -> None:
+    """Leave `--help`, `--cfg job`, `--multirun` and their like to Hydra itself."""
+    quoted = [quote_verbatim(argument, VERBATIM_KEYS | verbatim) for argument in arguments]
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    sys.argv = [sys.argv[0], *quoted, *quiet]
+
+    def guarded(config: DictConfig) -> None:
+        if code := _guarded(main, config):
+            sys.exit(code)
+
+    hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(guarded)()
+
+
+def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> int:
+    """Return main's exit code, with every foreseeable failure told in one line."""
+    try:
+        return main(config) or DONE
+    except UserError as error:
+        _fail(USER_ERROR, str(error))
+    except InstantiationException as error:  # Hydra wraps what a constructor raises
+        if isinstance(error.__cause__, UserError):
+            _fail(USER_ERROR, str(error.__cause__))
+        _fail(USER_ERROR, f"the configuration cannot be built: {error}")
+    except MissingMandatoryValue as error:
+        _fail(USAGE_ERROR, f"{error.full_key} is missing: give it as {error.full_key}=VALUE")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(USER_ERROR, f"{error.filename}: {error.strerror}: choose another path or mend it")
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, "interrupted: the same command goes on from here")
+
+
+def _usage_message(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"unknown {group} {name!r}: choose one of {', '.join(sorted(error.options))}"
+    return f"{error} (--help lists the keys)"
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    """Print `error: message` as one line and exit."""
+    if os.environ.get("RELIEF_TRACEBACK") == "1":
+        traceback.print_exc()
+    one_line = " ".join(message.split())
+    print(f"error: {one_line}", file=sys.stderr, flush=True)
+    sys.exit(code)

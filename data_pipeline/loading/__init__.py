@@ -1,0 +1,1 @@
+"""From shards to batches: one global order, random access, exact resume."""

@@ -1,0 +1,101 @@
+"""The LightningDataModule of every system: which dataset, in which order, from which position."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.contract import UserError
+from data_pipeline.loading.order import GlobalOrder
+from data_pipeline.loading.samples import collate
+
+
+class ShardDataModule(lightning.LightningDataModule):
+    """Feeds a dataset of shards in one global order, and resumes at the exact sample.
+
+    The train stream never ends (`max_steps` ends a run). Its state in a checkpoint is the number of
+    consumed samples.
+
+    Args:
+        dataset: makes the dataset; called once, in every process.
+        batch_size: samples per optimizer micro-batch and process.
+        num_workers: loader processes.
+        seed: of the order.
+        num_val: samples that validation looks at: the first ones of the set.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[], Dataset[dict[str, Any]]],
+        *,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        num_val: int,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size={batch_size} must be at least 1")
+        self.make_dataset = dataset
+        self.dataset: Dataset[dict[str, Any]] | None = None
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seed, self.num_val = seed, num_val
+        self._start_position = 0
+        self._start_step = 0
+
+    def setup(self, stage: str) -> None:
+        if self.dataset is None:
+            self.dataset = self.make_dataset()
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest of the shards that are read."""
+        self.setup("fit")
+        return self.dataset.shard_set.sha256  # pyright: ignore[reportAttributeAccessIssue]
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        trainer = self._trainer()
+        self._start_step = trainer.global_step
+        order = GlobalOrder(
+            len(self.dataset),  # pyright: ignore[reportArgumentType]
+            self.batch_size * trainer.world_size,
+            seed=self.seed,
+            start=self._start_position,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        return self._loader(order)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        trainer = self._trainer()
+        chosen = range(trainer.global_rank, min(self.num_val, len(self.dataset)), trainer.world_size)  # pyright: ignore[reportArgumentType]
+        batches = [
+            [(i, i) for i in chosen[k : k + self.batch_size]]
+            for k in range(0, len(chosen), self.batch_size)
+        ]
+        return self._loader(batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many samples the optimizer has consumed, over all ranks."""
+        trainer = self._trainer()
+        per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        steps = trainer.global_step - self._start_step
+        return {"consumed_samples": self._start_position + steps * per_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start_position = int(state_dict["consumed_samples"])
+
+    def _loader(self, batches: Any) -> DataLoader[dict[str, Any]]:
+        assert self.dataset is not None
+        return DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _trainer(self) -> lightning.Trainer:
+        assert self.trainer is not None
+        return self.trainer

@@ -1,0 +1,159 @@
+"""Decode rendered samples and latents from shards into tensors."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_pipeline.codec import decode_views
+from data_pipeline.contract import Camera, UserError, check_meta, decode_coord, decode_normal
+from data_pipeline.loading.order import Draw
+from data_pipeline.shards.manifest import ShardSet
+
+
+class SampleDataset(Dataset[dict[str, Any]]):
+    """Rendered samples as the image systems take them.
+
+    An item has `uid`, `caption` (str); `images` float32 (m v 3 h w) in [-1, 1] on a background of
+    white, zero normal and zero coord; `alpha` float32 (v h w) in [0, 1]; `hit` bool (v h w);
+    `camera_to_world` (v 4 4), `ortho_scale` and `fov_deg` (v; NaN where they do not apply); and
+    random subsets of the stored points: `surface_position`, `surface_normal`, `surface_albedo`
+    (n 3; albedo is sRGB in [0, 1]), `sdf_position` (k 3), `sdf_distance`, `sdf_confidence` (k).
+
+    Args:
+        shards: folder that `pack` wrote.
+        num_surface_points: n, at most what is stored.
+        num_sdf_points: k, at most what is stored.
+        seed: of the subsets, which are a function of it and the position in the stream.
+        keep_decoded: keep decoded samples in memory; for sets that fit.
+    """
+
+    def __init__(
+        self,
+        shards: Path,
+        *,
+        num_surface_points: int,
+        num_sdf_points: int,
+        seed: int,
+        keep_decoded: bool,
+    ) -> None:
+        self.shard_set = ShardSet(Path(shards), "samples")
+        self.num_surface_points, self.num_sdf_points = num_surface_points, num_sdf_points
+        self.seed = seed
+        self._decoded: dict[int, dict[str, Any]] | None = {} if keep_decoded else None
+
+    def __len__(self) -> int:
+        return len(self.shard_set)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        position, i = draw
+        sample = dict(self.load(i))
+        generator = np.random.default_rng([self.seed, 1, position])
+        geometry = sample.pop("geometry")
+        for prefix, count in (("surface", self.num_surface_points), ("sdf", self.num_sdf_points)):
+            stored = len(geometry[f"{prefix}_position"])
+            if count > stored:
+                raise UserError(
+                    f"sample {sample['uid']} stores {stored} {prefix} points, {count} are asked for: "
+                    f"lower data.dataset.num_{prefix}_points or render with {prefix}_points={count}"
+                )
+            chosen = generator.choice(stored, count, replace=False)
+            sample |= {
+                key: torch.from_numpy(array[chosen])
+                for key, array in geometry.items()
+                if key.startswith(prefix)
+            }
+        return sample
+
+    def load(self, i: int) -> dict[str, Any]:
+        """Return sample `i` whole: its points, uncut, under `geometry` as float32 arrays."""
+        if self._decoded is not None and i in self._decoded:
+            return self._decoded[i]
+        sample = decode_sample(self.shard_set.read(i))
+        if self._decoded is not None:
+            self._decoded[i] = sample
+        return sample
+
+
+def decode_sample(members: dict[str, bytes]) -> dict[str, Any]:
+    """Decode a sample's members; what comes back is described at `SampleDataset`."""
+    meta = json.loads(members["meta.json"])
+    check_meta(meta)
+    cameras = [Camera(**camera) for camera in meta["cameras"]]
+    strips = {
+        name: decode_views(members[f"{name}.png"], len(cameras))
+        for name in ("rgb", "normal", "coord", "hit")
+    }
+    hit = strips["hit"] > 127
+    rgba = strips["rgb"].astype(np.float32) / 255.0
+    alpha = rgba[..., 3]
+    rgb = rgba[..., :3] * alpha[..., None] + (1.0 - alpha[..., None])  # straight alpha, over white
+    images = np.stack(
+        [
+            rgb * 2.0 - 1.0,
+            decode_normal(strips["normal"]) * hit[..., None],
+            2.0 * decode_coord(strips["coord"]) * hit[..., None],
+        ]
+    )
+    with np.load(io.BytesIO(members["geometry.npz"])) as stored:
+        geometry = {key: stored[key] for key in stored.files}
+    geometry["surface_albedo"] = geometry["surface_albedo"].astype(np.float32) / 255.0
+    nan = float("nan")
+    return {
+        "uid": meta["uid"],
+        "caption": meta["captions"][0] if meta["captions"] else "",
+        "images": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 1, 4, 2, 3))),
+        "alpha": torch.from_numpy(np.ascontiguousarray(alpha)),
+        "hit": torch.from_numpy(hit),
+        "camera_to_world": torch.tensor([c.camera_to_world for c in cameras], dtype=torch.float32),
+        "ortho_scale": torch.tensor([c.ortho_scale or nan for c in cameras]),
+        "fov_deg": torch.tensor([c.fov_deg or nan for c in cameras]),
+        "geometry": geometry,
+    }
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """Cached 2.5D latents: `uid`, `caption` (str), `latents` float32 (m v c h w), normalised.
+
+    Args:
+        latents: folder that encode.py wrote.
+        keep_decoded: keep them in memory; for sets that fit.
+    """
+
+    def __init__(self, latents: Path, *, keep_decoded: bool) -> None:
+        self.shard_set = ShardSet(Path(latents), "latents")
+        self._decoded: dict[int, dict[str, Any]] | None = {} if keep_decoded else None
+
+    def __len__(self) -> int:
+        return len(self.shard_set)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        _, i = draw
+        if self._decoded is not None and i in self._decoded:
+            return self._decoded[i]
+        members = self.shard_set.read(i)
+        meta = json.loads(members["meta.json"])
+        latents = np.load(io.BytesIO(members["latents.npy"])).astype(np.float32)
+        captions = meta["captions"]
+        sample = {
+            "uid": meta["uid"],
+            "caption": captions[0] if captions else "",
+            "latents": torch.from_numpy(latents),
+        }
+        if self._decoded is not None:
+            self._decoded[i] = sample
+        return sample
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack tensors along a new first axis; leave everything else a list."""
+    batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in samples[0]}
+    return {
+        key: torch.stack(values) if isinstance(values[0], Tensor) else values
+        for key, values in batch.items()
+    }

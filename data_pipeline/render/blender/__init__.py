@@ -1,0 +1,1 @@
+"""The Blender side: runs in Blender's own environment, as worker processes of `render.farm`."""

@@ -1,0 +1,217 @@
+"""Import an asset into a fresh scene, take its triangles, and bring it into the unit cube."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bpy
+import numpy as np
+from mathutils import Matrix
+from numpy.typing import NDArray
+
+from data_pipeline.contract import Camera, SourceFrame, unit_cube_frame
+from data_pipeline.render.failures import AssetFailure
+
+MAX_FACES = 4_000_000
+"""Triangles of one asset; more would need over 8 GB in a worker."""
+
+
+def _gltf(path: str) -> set[str]:
+    # Without `disable_bone_shape` the importer adds an icosphere of its own for every armature.
+    return bpy.ops.import_scene.gltf(filepath=path, disable_bone_shape=True)
+
+
+def _usd(path: str) -> set[str]:
+    return bpy.ops.wm.usd_import(
+        filepath=path, import_cameras=False, import_lights=False, import_subdivision=False
+    )
+
+
+def _fbx(path: str) -> set[str]:
+    return bpy.ops.import_scene.fbx(filepath=path, use_anim=False)
+
+
+IMPORTERS: dict[str, Callable[[str], set[str]]] = {
+    ".glb": _gltf,
+    ".gltf": _gltf,
+    ".obj": lambda path: bpy.ops.wm.obj_import(filepath=path),
+    ".fbx": _fbx,
+    ".ply": lambda path: bpy.ops.wm.ply_import(filepath=path),
+    ".stl": lambda path: bpy.ops.wm.stl_import(filepath=path),
+    ".usd": _usd,
+    ".usda": _usd,
+    ".usdc": _usd,
+    ".usdz": _usd,
+    ".dae": lambda path: bpy.ops.wm.collada_import(filepath=path),
+}
+"""Importer of each file suffix; all of them deliver Blender's frame, Z up."""
+
+
+@dataclass(frozen=True)
+class MeshPart:
+    """The triangles of one mesh object, as evaluated: modifiers, skins and instancing applied.
+
+    Args:
+        triangles: `(f, 3, 3)` float64, source frame (Z up).
+        corners: `(f, 3)` int, index of each triangle corner in the per-corner attributes.
+        vertices: `(f, 3)` int, index of each triangle corner in the per-vertex attributes.
+        material_index: `(f,)` int, into `materials`.
+        materials: one material per slot.
+        uvs: UV layers by name, `(corners, 2)`; the first is the active one.
+        colours: colour attributes by name: domain (`POINT` or `CORNER`) and linear RGBA `(n, 4)`.
+        num_vertices: vertices of the mesh.
+    """
+
+    triangles: NDArray[np.float64]
+    corners: NDArray[np.int64]
+    vertices: NDArray[np.int64]
+    material_index: NDArray[np.int64]
+    materials: tuple[bpy.types.Material, ...]
+    uvs: dict[str, NDArray[np.float32]]
+    colours: dict[str, tuple[str, NDArray[np.float32]]]
+    num_vertices: int
+
+
+def import_asset(path: Path) -> None:
+    """Replace whatever is loaded by the asset alone, as the file stores it without any animation.
+
+    The asset's own lights and cameras are removed, and so is what it hides.
+
+    Raises:
+        AssetFailure: `unsupported`, `unreadable` or `empty`.
+    """
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    importer = IMPORTERS.get(path.suffix.lower())
+    if importer is None:
+        raise AssetFailure("unsupported", f"no importer for files named *{path.suffix}")
+    try:
+        result = importer(str(path))
+    except RuntimeError as error:  # how Blender's operators report what they could not do
+        raise AssetFailure(_import_reason(str(error)), _last_line(str(error))) from error
+    if "FINISHED" not in result:
+        raise AssetFailure("unreadable", f"Blender's importer gave up on this {path.suffix} file")
+    for thing in list(bpy.data.objects):
+        if thing.type in {"LIGHT", "CAMERA", "LIGHT_PROBE", "SPEAKER"}:
+            bpy.data.objects.remove(thing)
+        elif thing.hide_viewport or thing.hide_get():
+            # Final renders heed `hide_render` alone; one flag then rules geometry and images.
+            thing.hide_render = True
+    bpy.context.scene.frame_set(0)
+
+
+def _import_reason(error: str) -> str:
+    return "unsupported" if "not available on this addon" in error else "unreadable"
+
+
+def _last_line(error: str) -> str:
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Location:")]
+    return lines[-1] if lines else "Blender's importer failed without a message"
+
+
+def visible_objects() -> Iterator[bpy.types.Object]:
+    """Yield the objects of the scene that can carry a surface and are not hidden."""
+    for thing in bpy.context.scene.objects:
+        if thing.type in {"MESH", "CURVE", "SURFACE", "META", "FONT"} and not thing.hide_render:
+            yield thing
+
+
+def extract_parts() -> list[MeshPart]:
+    """Return the triangles of every visible object in the source frame.
+
+    Raises:
+        AssetFailure: `empty`, `too_large` or `nonfinite`.
+    """
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    parts: list[MeshPart] = []
+    num_faces = 0
+    for instance in depsgraph.object_instances:
+        thing = instance.object
+        if thing.type not in {"MESH", "CURVE", "SURFACE", "META", "FONT"} or thing.hide_render:
+            continue
+        mesh = thing.to_mesh()
+        if mesh is None or not len(mesh.polygons):
+            continue
+        num_faces += len(mesh.loop_triangles) or len(mesh.polygons)
+        if num_faces > MAX_FACES:
+            raise AssetFailure("too_large", f"more than {MAX_FACES} faces")
+        parts.append(_extract(mesh, instance.matrix_world, thing))
+        thing.to_mesh_clear()
+    if not parts:
+        raise AssetFailure("empty", "the file holds no mesh with faces")
+    return parts
+
+
+def _extract(mesh: bpy.types.Mesh, matrix: Matrix, thing: bpy.types.Object) -> MeshPart:
+    mesh.calc_loop_triangles()
+    positions = _read(mesh.vertices, "co", 3, np.float32).astype(np.float64)
+    if not np.isfinite(positions).all():
+        raise AssetFailure("nonfinite", f"mesh {thing.name!r} has NaN or infinite vertices")
+    to_world = np.asarray(matrix, dtype=np.float64)
+    positions = positions @ to_world[:3, :3].T + to_world[:3, 3]
+    if not np.isfinite(positions).all():
+        raise AssetFailure("nonfinite", f"object {thing.name!r} has a NaN or infinite transform")
+    vertices = _read(mesh.loop_triangles, "vertices", 3, np.int32).astype(np.int64)
+    materials = tuple(slot.material.original for slot in thing.material_slots)
+    index = _read(mesh.loop_triangles, "material_index", 1, np.int32)[:, 0].astype(np.int64)
+    layers = sorted(mesh.uv_layers, key=lambda layer: not layer.active_render)
+    colours = sorted(mesh.color_attributes, key=lambda a: a.name != mesh.color_attributes.default_color_name)
+    return MeshPart(
+        triangles=positions[vertices],
+        corners=_read(mesh.loop_triangles, "loops", 3, np.int32).astype(np.int64),
+        vertices=vertices,
+        material_index=np.clip(index, 0, len(materials) - 1),
+        materials=materials,
+        uvs={layer.name: _read(layer.uv, "vector", 2, np.float32) for layer in layers},
+        colours={a.name: (a.domain, _read(a.data, "color", 4, np.float32)) for a in colours},
+        num_vertices=len(mesh.vertices),
+    )
+
+
+def _read(collection: Any, attribute: str, width: int, dtype: type) -> NDArray[Any]:
+    flat = np.empty(len(collection) * width, dtype=dtype)
+    collection.foreach_get(attribute, flat)
+    return flat.reshape(-1, width)
+
+
+def normalise(parts: list[MeshPart]) -> SourceFrame:
+    """Bring the scene into the unit cube and return how it got there.
+
+    The box is that of the triangles: loose vertices and hidden objects do not count.
+
+    Raises:
+        AssetFailure: `empty` when the triangles have no extent.
+    """
+    corners = np.concatenate([part.triangles.reshape(-1, 3) for part in parts])
+    try:
+        frame = unit_cube_frame(corners.min(axis=0), corners.max(axis=0))
+    except ValueError as error:
+        raise AssetFailure("empty", "all vertices lie in one point") from error
+    root = bpy.data.objects.new("relief_root", None)
+    bpy.context.scene.collection.objects.link(root)
+    root.matrix_world = Matrix.Translation(frame.offset) @ Matrix.Scale(frame.scale, 4)
+    for thing in bpy.context.scene.objects:
+        if thing is not root and thing.parent is None:
+            thing.parent = root  # the parent's inverse stays the identity: root applies on top
+    return frame
+
+
+def add_camera() -> bpy.types.Object:
+    """Add the camera that takes every view."""
+    camera = bpy.data.objects.new("relief_camera", bpy.data.cameras.new("relief_camera"))
+    bpy.context.scene.collection.objects.link(camera)
+    bpy.context.scene.camera = camera
+    return camera
+
+
+def place_camera(thing: bpy.types.Object, camera: Camera) -> None:
+    """Give Blender's camera the pose and projection of `camera` (its axes are ours: -Z, +Y up)."""
+    thing.matrix_world = Matrix(camera.camera_to_world)
+    data = thing.data
+    data.clip_start, data.clip_end = 0.01, 100.0
+    if camera.projection == "orthographic":
+        data.type, data.ortho_scale = "ORTHO", camera.ortho_scale
+    else:
+        data.type, data.angle = "PERSP", math.radians(camera.fov_deg)

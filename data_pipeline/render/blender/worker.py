@@ -1,0 +1,188 @@
+"""A Blender worker: reads one asset per line, writes one sample, answers with one line.
+
+Requests and replies travel on two pipes of their own, because Blender and its importers print to
+stdout as they like. The worker ends when its request pipe closes or when its parent dies.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+from data_pipeline.codec import encode_views
+from data_pipeline.contract import CONVENTIONS_VERSION, RenderSpec
+from data_pipeline.render.blender.geometry import encode_npz, sample_geometry
+from data_pipeline.render.blender.materials import make_unlit
+from data_pipeline.render.blender.passes import Views, render_views, set_up_cycles
+from data_pipeline.render.blender.scene import MeshPart, extract_parts, import_asset, normalise
+from data_pipeline.render.blender.surface import Surface
+from data_pipeline.render.failures import AssetFailure
+
+PR_SET_PDEATHSIG = 1
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start, 4)
+
+
+def render_asset(
+    job: dict[str, Any], spec: RenderSpec, config_hash: str, threads: int, watch: Stopwatch
+) -> None:
+    """Write the sample of one asset into the folder `job["folder"]`.
+
+    Args:
+        job: `uid`, `path`, `folder`, `captions`, `licence`, `author`, `source`, `attributes`.
+        spec: what to render.
+        config_hash: of the staging folder; goes into meta.json.
+        threads: of Cycles; changes no pixel.
+        watch: gets the seconds of each stage.
+
+    Raises:
+        AssetFailure: the asset cannot become a sample.
+    """
+    path, folder = Path(job["path"]), Path(job["folder"])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    seed = spec.asset_seed(job["uid"])
+    with watch.stage("import"):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        import_asset(path)
+        make_unlit()
+        parts = extract_parts()
+        frame = normalise(parts)
+    with watch.stage("render"):
+        set_up_cycles(spec, seed, threads)
+        views = render_views(spec.cameras, spec, folder)
+    with watch.stage("geometry"):
+        geometry = sample_geometry(Surface(parts, frame), spec, seed)
+    with watch.stage("write"):
+        meta = {
+            "uid": job["uid"],
+            "source": {
+                "file": path.name,
+                "sha256": sha256,
+                "source": job["source"],
+                "attributes": job["attributes"],
+            },
+            "licence": job["licence"],
+            "author": job["author"],
+            "captions": job["captions"],
+            "scale": frame.scale,
+            "offset": list(frame.offset),
+            "cameras": [camera.to_json() for camera in spec.cameras],
+            "conventions": CONVENTIONS_VERSION,
+            "config_hash": config_hash,
+            "render_spec": {name: getattr(spec, name) for name in spec.__slots__},
+            "blender": bpy.app.version_string,
+            "device": bpy.context.scene.cycles.device,
+            "counts": _counts(parts),
+            "qa": _view_figures(views) | geometry.qa,
+        }
+        members = {
+            "rgb.png": encode_views(views.rgb),
+            "normal.png": encode_views(views.normal),
+            "coord.png": encode_views(views.coord),
+            "hit.png": encode_views(views.hit),
+            "geometry.npz": encode_npz(geometry.arrays),
+            "meta.json": (json.dumps(meta, sort_keys=True, indent=1) + "\n").encode(),
+        }
+        for name, content in members.items():
+            (folder / name).write_bytes(content)
+
+
+def _counts(parts: list[MeshPart]) -> dict[str, int]:
+    return {
+        "vertices": sum(part.num_vertices for part in parts),
+        "faces": sum(len(part.triangles) for part in parts),
+        "objects": len(parts),
+        "materials": len({material.name for part in parts for material in part.materials}),
+    }
+
+
+def _view_figures(views: Views) -> dict[str, Any]:
+    alpha = views.rgb[..., 3] / 255.0
+    return {
+        "coverage": [round(float(share), 6) for share in alpha.mean(axis=(1, 2))],
+        "hit_share": [round(float(share), 6) for share in (views.hit > 0).mean(axis=(1, 2))],
+        "max_abs_coord": round(views.max_abs_position, 6),
+    }
+
+
+def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the reply to one request; every failure has a class and a line."""
+    watch = Stopwatch()
+    start = time.perf_counter()
+    reply: dict[str, Any] = {"uid": job["uid"], "reason": None, "message": ""}
+    try:
+        render_asset(
+            job, RenderSpec(**settings["spec"]), settings["config_hash"], settings["threads"], watch
+        )
+    except AssetFailure as failure:
+        reply |= {"reason": failure.reason, "message": failure.message}
+    except MemoryError:
+        reply |= {"reason": "oom", "message": "the worker ran out of memory"}
+    except Exception as error:  # one asset's trouble must not end the run; it is named and kept
+        traceback.print_exc()
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        reply |= {"reason": "crash", "message": line[:500]}
+    watch.seconds["total"] = round(time.perf_counter() - start, 4)
+    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return reply | {"seconds": watch.seconds, "rss_mb": round(rss_mb, 1)}
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this process when its parent goes, and be the first to go short of memory."""
+    if platform.system() != "Linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call above
+        sys.exit(0)
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def main() -> None:
+    """Serve until the request pipe closes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, required=True, help="file descriptor to read from")
+    parser.add_argument("--replies", type=int, required=True, help="file descriptor to write to")
+    parser.add_argument("--parent", type=int, required=True, help="process to end with")
+    parser.add_argument("--settings", required=True, help="JSON: spec, config_hash, threads")
+    arguments = parser.parse_args()
+    _die_with_parent(arguments.parent)
+    settings = json.loads(arguments.settings)
+    with os.fdopen(arguments.requests) as requests, os.fdopen(arguments.replies, "w") as replies:
+        print(json.dumps({"ready": bpy.app.version_string}), file=replies, flush=True)
+        for line in requests:
+            reply = _answer(json.loads(line), settings)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Shards: plain USTAR tars that stock webdataset reads, a manifest that names every byte of them."""

@@ -1,0 +1,39 @@
+"""Make textured meshes: python generate.py prompt="a red chair" checkpoint=DIR out=chair.glb.
+
+With sample=UID and shards=DIR a rendered sample goes through the refiner-decoder instead.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from data_pipeline.command_line import run
+from data_pipeline.contract import UserError
+from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
+
+
+def main(config: DictConfig) -> None:
+    """Compose, check, run."""
+    if (config.prompt is None) == (config.sample is None):
+        raise UserError('give either prompt="..." or sample=UID')
+    outputs = check_outputs(str(config.out), range(config.seed, config.seed + config.num))
+    options = {"grid": config.grid, "texture_px": config.texture_px}
+    checkpoint = Path(config.checkpoint)
+    if config.prompt is not None:
+        generate_from_prompt(
+            str(config.prompt), outputs, checkpoint, steps=config.steps, guidance=config.guidance,
+            views=config.views, **options,
+        )  # fmt: skip
+        return
+    if config.num != 1 or config.shards is None:
+        raise UserError("sample=UID needs shards=DIR, and gives one result (num=1)")
+    from data_pipeline.loading.samples import decode_sample
+    from data_pipeline.shards.manifest import ShardSet
+
+    shard_set = ShardSet(Path(config.shards), "samples")
+    members = shard_set.read(shard_set.index_of(str(config.sample)))
+    rebuild_images(decode_sample(members), members["meta.json"], outputs, checkpoint, **options)
+
+
+if __name__ == "__main__":
+    run("generate", main)

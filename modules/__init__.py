@@ -1,0 +1,1 @@
+"""Relief's models: geometry, latents, networks, losses, metrics, systems, callbacks and pipelines."""

@@ -1,0 +1,1 @@
+"""What surrounds a training run: checkpoints, EMA, export, the record of the run."""

@@ -1,0 +1,49 @@
+"""Export of a trained stage: safetensors and json, in a folder that appears complete or not at all."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import lightning
+
+from data_pipeline.contract import CONVENTIONS_VERSION
+
+PIPELINE_RECORD = "relief.json"
+STAGES = ("autoencoder", "denoiser", "refiner_decoder")
+
+
+class ExportStage(lightning.Callback):
+    """Writes `pipeline_dir/<stage>` when training ends as planned; the other stages stay as they are.
+
+    Args:
+        pipeline_dir: folder that the stages of one model share.
+    """
+
+    def __init__(self, pipeline_dir: str | os.PathLike[str]) -> None:
+        self.pipeline_dir = Path(pipeline_dir)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.interrupted and trainer.is_global_zero:
+            export_stage(pl_module, self.pipeline_dir)
+
+
+def export_stage(system: lightning.LightningModule, pipeline_dir: Path) -> Path:
+    """Export one system into a pipeline folder and return the stage's folder."""
+    pipeline_dir.mkdir(parents=True, exist_ok=True)
+    target = pipeline_dir / system.stage
+    building, replaced = (pipeline_dir / f".{system.stage}.{word}" for word in ("building", "replaced"))
+    for leftover in (building, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building.mkdir()
+    system.export(building)
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(building, target)
+    shutil.rmtree(replaced, ignore_errors=True)
+    stages = [stage for stage in STAGES if (pipeline_dir / stage).is_dir()]
+    record = json.dumps({"conventions": CONVENTIONS_VERSION, "stages": stages}, indent=1) + "\n"
+    temporary = pipeline_dir / f".{PIPELINE_RECORD}.building"
+    temporary.write_text(record)
+    os.replace(temporary, pipeline_dir / PIPELINE_RECORD)
+    return target

@@ -1,0 +1,1 @@
+"""Cameras, meshes, rasterisation, distance fields and textures: numpy, no learning."""

@@ -1,0 +1,163 @@
+"""From 2.5D images to oriented, coloured points: every foreground pixel already has a position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from scipy import ndimage
+
+from data_pipeline.contract import Camera
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitRule:
+    """Which pixels of decoded or generated images count as surface (real renders bring `hit`).
+
+    Args:
+        normal_length: a foreground normal is longer than this; the background's is 0.
+        reprojection: a foreground coord projects to within this share of the image's side from
+            its own pixel.
+        depth_jump: pixels beside a step in depth of more than this, in world units, are dropped:
+            decoders blur both sides of a step into points that hang in the air.
+    """
+
+    normal_length: float = 0.5
+    reprojection: float = 0.08
+    depth_jump: float = 0.1
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What some 2.5D images say about a surface.
+
+    Args:
+        cameras: the views.
+        hit: foreground pixels.
+        depth: distance along the viewing axis, world units; +inf on the background.
+        rgb: sRGB image in [0, 1], its background filled with the nearest foreground colour.
+        position: the foreground pixels' world points, in order of view and pixel.
+        normal: their unit world normals.
+        colour: their sRGB colours in [0, 1].
+        view: index of the view that each comes from.
+        spacing: world units between neighbouring pixels' rays where the object is.
+    """
+
+    cameras: tuple[Camera, ...]
+    hit: Bool[ndarray, "v h w"]
+    depth: Float[ndarray, "v h w"]
+    rgb: Float[ndarray, "v h w 3"]
+    position: Float[ndarray, "n 3"]
+    normal: Float[ndarray, "n 3"]
+    colour: Float[ndarray, "n 3"]
+    view: Int[ndarray, " n"]
+    spacing: float
+
+
+def lift(
+    images: Float[ndarray, "m v 3 h w"],
+    cameras: Sequence[Camera],
+    hit: Bool[ndarray, "v h w"] | None = None,
+    rule: HitRule | None = None,
+) -> Observation:
+    """Lift the foreground of rgb, normal and coord images to oriented, coloured points.
+
+    Only the depth of a coord is used: the two other components are known from the pixel's ray.
+
+    Args:
+        images: rgb, normal and coord in [-1, 1] (coord holds 2p), background white, 0 and 0.
+        cameras: one per view.
+        hit: exact foreground; without it `rule` finds the foreground in the images.
+        rule: thresholds for images that a network made.
+    """
+    resolution_px = images.shape[-1]
+    rgb, normal, coord = (np.moveaxis(image, 1, -1).astype(np.float64) for image in images)
+    rgb, coord = np.clip(rgb / 2.0 + 0.5, 0.0, 1.0), coord / 2.0
+    projected = [camera.project(c, resolution_px) for camera, c in zip(cameras, coord, strict=True)]
+    depth = np.stack([depth for _, depth in projected])
+    length = np.linalg.norm(normal, axis=-1)
+    if hit is None:
+        pixels = np.stack([pixels for pixels, _ in projected])
+        hit = find_hit(length, pixels, depth, rule or HitRule())
+    else:
+        hit = hit & (length > 1e-3)
+    rays = [camera.rays(resolution_px) for camera in cameras]
+    origins, directions = np.stack([ray[0] for ray in rays]), np.stack([ray[1] for ray in rays])
+    axes = -np.stack([camera.matrix[:3, 2] for camera in cameras])
+    along = np.einsum("vhwc,vc->vhw", directions, axes)
+    position = origins + directions * (depth / along)[..., None]
+    toward = np.einsum("vhwc,vhwc->vhw", normal, directions)[..., None] > 0
+    normal = np.where(toward, -normal, normal) / np.maximum(length, 1e-9)[..., None]
+    spacing = [_spacing(camera, d[h], resolution_px) for camera, d, h in zip(cameras, depth, hit, strict=True)]
+    return Observation(
+        cameras=tuple(cameras),
+        hit=hit,
+        depth=np.where(hit, depth, np.inf),
+        rgb=fill_background(rgb, hit),
+        position=position[hit],
+        normal=normal[hit],
+        colour=rgb[hit],
+        view=np.nonzero(hit)[0],
+        spacing=float(np.mean(spacing)),
+    )
+
+
+def find_hit(
+    normal_length: Float[ndarray, "v h w"],
+    pixels: Float[ndarray, "v h w 2"],
+    depth: Float[ndarray, "v h w"],
+    rule: HitRule,
+) -> Bool[ndarray, "v h w"]:
+    """Return the foreground of images that a network made.
+
+    Args:
+        normal_length: length of the normals.
+        pixels: where each pixel's coord projects to, as (x, y).
+        depth: depth of each pixel's coord.
+        rule: the thresholds.
+    """
+    side = depth.shape[-1]
+    centre = np.arange(side) + 0.5
+    own = np.stack(np.meshgrid(centre, centre), axis=-1)
+    near = np.linalg.norm(pixels - own, axis=-1) <= rule.reprojection * side
+    hit = (normal_length > rule.normal_length) & near
+    low = ndimage.minimum_filter(np.where(hit, depth, np.inf), size=(1, 3, 3))
+    high = ndimage.maximum_filter(np.where(hit, depth, -np.inf), size=(1, 3, 3))
+    # The nearer side of a step is the object's own outline: only what lies off it is dropped.
+    between = (depth - low > rule.depth_jump / 4) & (high - depth > rule.depth_jump / 4)
+    return hit & ~(between & (high - low > rule.depth_jump))
+
+
+def fill_background(
+    image: Float[ndarray, "v h w 3"], hit: Bool[ndarray, "v h w"]
+) -> Float[ndarray, "v h w 3"]:
+    """Return images whose outline and background take the nearest inner foreground colour.
+
+    Outline pixels of an anti-aliased image hold some background; where pixels that touch no
+    background lie within two pixels, their colour is taken instead.
+    """
+    filled = image.copy()
+    for view, (rgb, foreground) in enumerate(zip(image, hit, strict=True)):
+        if not foreground.any():
+            continue
+        inner = ndimage.binary_erosion(foreground, np.ones((3, 3)), border_value=0)
+        if inner.any():
+            distance, nearest = ndimage.distance_transform_edt(~inner, return_indices=True)
+            replaced = foreground & (distance <= 2.0)
+            filled[view][replaced] = rgb[nearest[0], nearest[1]][replaced]
+        nearest = ndimage.distance_transform_edt(
+            ~foreground, return_distances=False, return_indices=True
+        )
+        filled[view] = filled[view][nearest[0], nearest[1]]
+    return filled
+
+
+def _spacing(camera: Camera, depth: Float[ndarray, " n"], resolution_px: int) -> float:
+    """Return the distance between the rays of neighbouring pixels at the depth of the object."""
+    if camera.projection == "orthographic":
+        assert camera.ortho_scale is not None
+        return camera.ortho_scale / resolution_px
+    assert camera.fov_deg is not None
+    middle = float(np.mean(depth)) if len(depth) else float(np.linalg.norm(camera.matrix[:3, 3]))
+    return 2.0 * np.tan(np.radians(camera.fov_deg) / 2.0) * middle / resolution_px

@@ -1,0 +1,74 @@
+"""Commands take free text verbatim, tell errors in one line, and exit with the documented codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.command_line import compose
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+AWKWARD = [
+    "a red chair, with dots",
+    "it's \"quoted\"",
+    "key=value=other",
+    "a b(1).glb",
+    "é 漢 字",
+    "  spaces around  ",
+    "12",
+    "1e3",
+    "null",
+    "true",
+    "[a, b]",
+    "{a: b}",
+    "${oc.env:HOME}",
+    "\\${x} \\\\${y}",
+    "trailing backslash\\",
+    'quote at the end"',
+    '\\"',
+    "C:\\dir\\new",
+    "# no comment",
+    "~!@%^&*()+|<>?`",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_free_text_arrives_verbatim(text):
+    assert compose("generate", [f"prompt={text}", f"out={text}"]).prompt == text
+
+
+@settings(max_examples=60, deadline=None)
+@example("\\\\\"${\\${\"")
+@given(st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=30))
+def test_any_printable_text_arrives_verbatim(text):
+    assert compose("generate", [f"prompt={text}"]).prompt == text
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train.py", "experiment=tiny/nope", "shards=x"], 2, "tiny/autoencoder"),
+        (["train.py", "no_such_key=1"], 2, "no_such_key"),
+        (["train.py"], 2, "experiment="),
+        (["-m", "data_pipeline", "paint"], 2, "render"),
+        (["-m", "data_pipeline", "pack", "out=/no/such/staging", "shards=/no/such/shards"], 1, "/no/such/staging"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_ends_in_one_clear_line(arguments, code, said):
+    result = command(*arguments)
+    assert result.returncode == code
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1

@@ -1,0 +1,44 @@
+"""Train one stage: python train.py experiment=tiny/autoencoder shards=data/shards.
+
+The same command goes on after an interruption. Keys: python train.py --help, and docs/training.md.
+"""
+
+import warnings
+from pathlib import Path
+
+import lightning
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from data_pipeline.command_line import CONFIG_DIR, USAGE_ERROR, run
+from modules.callbacks.checkpoint import find_checkpoint, finished_step
+from modules.callbacks.export import export_stage
+from modules.callbacks.run_record import record_run
+
+
+def main(config: DictConfig) -> int | None:
+    """Compose, instantiate, run."""
+    if config.system is None:
+        names = sorted(str(p.relative_to(CONFIG_DIR / "experiment"))[:-5] for p in CONFIG_DIR.glob("experiment/**/*.yaml"))
+        raise SystemExit(_usage(f"choose an experiment: experiment={' | '.join(names)}"))
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    run_dir = Path(config.paths.run_dir)
+    data, system = instantiate(config.data), instantiate(config.system)
+    data.setup("fit")  # an unreadable data set ends the command before anything is written
+    checkpoint = find_checkpoint(config.ckpt, run_dir, system.stage)
+    if checkpoint is not None and finished_step(run_dir) >= config.trainer.max_steps:
+        print(f"{run_dir}: trained to step {finished_step(run_dir)} already; raise trainer.max_steps to go on")
+        return None
+    record_run(run_dir, OmegaConf.to_yaml(config, resolve=True))
+    loggers = [instantiate(node) for node in config.logger.values()]
+    for logger in loggers:
+        logger.log_hyperparams({"shards_manifest_sha256": data.manifest_sha256, "seed": config.seed})
+    callbacks = [instantiate(node) for node in config.callbacks.values()]
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    return None
+
+
+if __name__ == "__main__":
+    run("train", main)
