@@ -5,11 +5,11 @@ With sample=UID and shards=DIR a rendered sample goes through the refiner-decode
 
 from pathlib import Path
 
+from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
-from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
 
 def main(config: DictConfig) -> None:

@@ -3,6 +3,7 @@
 The same command goes on after an interruption. Keys: python train.py --help, and docs/training.md.
 """
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,28 +13,32 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import CONFIG_DIR, USAGE_ERROR, run
 from modules.callbacks.checkpoint import find_checkpoint, finished_step
-from modules.callbacks.export import export_stage
 from modules.callbacks.run_record import record_run
 
 
 def main(config: DictConfig) -> int | None:
     """Compose, instantiate, run."""
-    if config.system is None:
-        names = sorted(str(p.relative_to(CONFIG_DIR / "experiment"))[:-5] for p in CONFIG_DIR.glob("experiment/**/*.yaml"))
-        raise SystemExit(_usage(f"choose an experiment: experiment={' | '.join(names)}"))
+    if "system" not in config:
+        files = sorted((CONFIG_DIR / "experiment").glob("*/*.yaml"))
+        names = " | ".join(f"{file.parent.name}/{file.stem}" for file in files)
+        print(f"error: choose an experiment: experiment={names}", file=sys.stderr)
+        return USAGE_ERROR
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.paths.run_dir)
     data, system = instantiate(config.data), instantiate(config.system)
     data.setup("fit")  # an unreadable data set ends the command before anything is written
     checkpoint = find_checkpoint(config.ckpt, run_dir, system.stage)
-    if checkpoint is not None and finished_step(run_dir) >= config.trainer.max_steps:
-        print(f"{run_dir}: trained to step {finished_step(run_dir)} already; raise trainer.max_steps to go on")
+    finished = finished_step(run_dir)
+    if checkpoint is not None and finished >= config.trainer.max_steps:
+        print(f"{run_dir}: step {finished} is reached already; raise trainer.max_steps to go on")
         return None
     record_run(run_dir, OmegaConf.to_yaml(config, resolve=True))
     loggers = [instantiate(node) for node in config.logger.values()]
     for logger in loggers:
-        logger.log_hyperparams({"shards_manifest_sha256": data.manifest_sha256, "seed": config.seed})
+        logger.log_hyperparams(
+            {"shards_manifest_sha256": data.manifest_sha256, "seed": config.seed}
+        )
     callbacks = [instantiate(node) for node in config.callbacks.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)

@@ -47,7 +47,9 @@ def stats(config: DictConfig) -> None:
 
 def inspect(config: DictConfig) -> None:
     """Print a sample's metadata and draw its views."""
-    inspect_sample(Path(config.shards), config.uid, None if config.png is None else Path(config.png))
+    inspect_sample(
+        Path(config.shards), config.uid, None if config.png is None else Path(config.png)
+    )
 
 
 COMMANDS = {
@@ -61,7 +63,11 @@ COMMANDS = {
 
 def main() -> None:
     """Dispatch the first argument."""
-    usage = "usage: python -m data_pipeline {" + ",".join(COMMANDS) + "} key=value ... (--help lists the keys)"
+    usage = (
+        "usage: python -m data_pipeline {"
+        + ",".join(COMMANDS)
+        + "} key=value ... (--help lists the keys)"
+    )
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in ("-h", "--help"):
         print(usage)

@@ -16,7 +16,9 @@ def encode_views(views: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     """
     strip = views.reshape(views.shape[0] * views.shape[1], *views.shape[2:])
     if strip.ndim == 3:
-        strip = cv2.cvtColor(strip, cv2.COLOR_RGB2BGR if strip.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+        strip = cv2.cvtColor(
+            strip, cv2.COLOR_RGB2BGR if strip.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+        )
     ok, png = cv2.imencode(".png", strip, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
     if not ok:
         raise ValueError(f"OpenCV could not encode a {strip.dtype} image of shape {strip.shape}")
@@ -35,5 +37,7 @@ def decode_views(png: bytes, num_views: int) -> NDArray[np.uint8] | NDArray[np.u
     if strip.shape[0] % num_views:
         raise ValueError(f"a strip of height {strip.shape[0]} does not hold {num_views} views")
     if strip.ndim == 3:
-        strip = cv2.cvtColor(strip, cv2.COLOR_BGR2RGB if strip.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+        strip = cv2.cvtColor(
+            strip, cv2.COLOR_BGR2RGB if strip.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        )
     return strip.reshape(num_views, strip.shape[0] // num_views, *strip.shape[1:])

@@ -74,7 +74,9 @@ class Camera:
         if matrix.shape != (4, 4):
             raise ValueError(f"camera {self.name}: camera_to_world is {matrix.shape}, not (4, 4)")
         if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-6):
-            raise ValueError(f"camera {self.name}: the rotation of camera_to_world is not a rotation")
+            raise ValueError(
+                f"camera {self.name}: the rotation of camera_to_world is not a rotation"
+            )
         needed = {"orthographic": self.ortho_scale, "perspective": self.fov_deg}
         if self.projection not in needed:
             raise ValueError(f"camera {self.name}: unknown projection {self.projection!r}")
@@ -248,7 +250,7 @@ def linear_to_srgb(linear: NDArray[np.floating]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFrame:
-    """How world coordinates map back to the asset's own frame (Z up): world = p * scale + offset."""
+    """How world maps back to the asset's own frame (Z up): world = p * scale + offset."""
 
     scale: float
     offset: tuple[float, float, float]
@@ -269,7 +271,9 @@ def unit_cube_frame(low: NDArray[np.floating], high: NDArray[np.floating]) -> So
     if not math.isfinite(extent) or extent <= 0.0:
         raise ValueError(f"a box of extent {extent} cannot be normalised")
     offset = -(low + high) / 2.0 / extent
-    return SourceFrame(scale=1.0 / extent, offset=(offset[0].item(), offset[1].item(), offset[2].item()))
+    return SourceFrame(
+        scale=1.0 / extent, offset=(offset[0].item(), offset[1].item(), offset[2].item())
+    )
 
 
 # ------------------------------------------------------------------------------------ render specs
@@ -369,5 +373,5 @@ def check_conventions(version: object, where: str) -> None:
     if version != CONVENTIONS_VERSION:
         raise UserError(
             f"{where} follows conventions version {version}, this code follows "
-            f"{CONVENTIONS_VERSION}: make it again with this code, or check out the code that made it"
+            f"{CONVENTIONS_VERSION}: make it again, or check out the code that made it"
         )

@@ -19,11 +19,15 @@ def print_stats(staging_root: Path, style: str) -> None:
         raise UserError(f"format={style} is not known: choose text or json")
     if not staging_root.is_dir():
         raise UserError(f"{staging_root} is no staging folder: render into it first")
-    states = Staging(staging_root).states()
+    staging = Staging(staging_root)
+    states = {uid: "done" for uid in staging.done_uids()}
+    states |= {uid: record["reason"] for uid, record in staging.failures().items()}
     failed = Counter(state for state in states.values() if state != "done")
     num_done = len(states) - sum(failed.values())
     if style == "json":
-        print(json.dumps({"total": len(states), "done": num_done, "failed": failed, "assets": states}))
+        print(
+            json.dumps({"total": len(states), "done": num_done, "failed": failed, "assets": states})
+        )
         return
     print(f"{'total':12}{len(states):8}\n{'done':12}{num_done:8}")
     for reason, count in failed.most_common():
@@ -52,4 +56,6 @@ def inspect_sample(shards: Path, uid: str | None, png: Path | None) -> None:
         rows.append(np.concatenate(list(views), axis=1))
     png.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(png), np.concatenate(rows)[..., ::-1]):
-        raise UserError(f"{png} cannot be written: give a path that ends in .png in a writable folder")
+        raise UserError(
+            f"{png} cannot be written: give a path that ends in .png in a writable folder"
+        )

@@ -55,7 +55,9 @@ class Staging:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.root} is no staging folder (no render.json): render first") from None
+            raise UserError(
+                f"{self.root} is no staging folder (no render.json): render first"
+            ) from None
         except ValueError:
             raise UserError(f"{path} is damaged: render into a new folder") from None
 
@@ -139,14 +141,20 @@ class Staging:
         path = self.root / "render.json"
         if not path.exists():
             if any(self.root.glob("samples/??/*")):
-                raise UserError(f"{self.root} holds samples but no render.json: choose another out=")
+                raise UserError(
+                    f"{self.root} holds samples but no render.json: choose another out="
+                )
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+            )
             os.replace(temporary, path)
             return
         held = self.render_record()
         if held["config_hash"] != record["config_hash"]:
-            changed = [key for key in record if held.get(key) != record[key] and key != "config_hash"]
+            changed = [
+                key for key in record if held.get(key) != record[key] and key != "config_hash"
+            ]
             raise UserError(
                 f"{self.root} holds samples of another config ({', '.join(changed)} differ): "
                 "choose another out=, or the settings in its render.json"

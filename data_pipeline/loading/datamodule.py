@@ -69,7 +69,9 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         trainer = self._trainer()
-        chosen = range(trainer.global_rank, min(self.num_val, len(self.dataset)), trainer.world_size)  # pyright: ignore[reportArgumentType]
+        chosen = range(
+            trainer.global_rank, min(self.num_val, len(self.dataset)), trainer.world_size
+        )  # pyright: ignore[reportArgumentType]
         batches = [
             [(i, i) for i in chosen[k : k + self.batch_size]]
             for k in range(0, len(chosen), self.batch_size)

@@ -12,7 +12,7 @@ Draw = tuple[int, int]
 class GlobalOrder(Sampler[list[Draw]]):
     """Yields this rank's share of every global batch, for ever.
 
-    Global step `t` of global batch size `G` covers positions `[tG, (t + 1)G)`; rank `r` of `w` takes
+    Step `t` of global batch size `G` covers positions `[tG, (t + 1)G)`; rank `r` of `w` takes
     positions `r, r + w, ...` of it. The order is a function of `seed` alone, never of the number of
     ranks, so the only state is one counter: how many samples were consumed.
 

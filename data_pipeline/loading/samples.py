@@ -59,7 +59,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
             stored = len(geometry[f"{prefix}_position"])
             if count > stored:
                 raise UserError(
-                    f"sample {sample['uid']} stores {stored} {prefix} points, {count} are asked for: "
+                    f"sample {sample['uid']} stores {stored} {prefix} points, not {count}: "
                     f"lower data.dataset.num_{prefix}_points or render with {prefix}_points={count}"
                 )
             chosen = generator.choice(stored, count, replace=False)

@@ -133,7 +133,13 @@ def render_assets(
         }
         with (
             tqdm(total=len(todo), desc="render", unit="asset", disable=not todo) as bar,
-            Farm(python, settings, num_workers, timeout_s) as farm,
+            Farm(
+                python,
+                settings,
+                num_workers=num_workers,
+                timeout_s=timeout_s,
+                logs=staging.scratch,
+            ) as farm,
         ):
             for outcome in _outcomes(todo, staging, farm):
                 _keep(outcome, staging)

@@ -5,7 +5,6 @@ import os
 import selectors
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -133,24 +132,31 @@ class Farm:
         settings: `spec` (fields of RenderSpec), `config_hash`, `threads` (of one worker).
         num_workers: processes at most; fewer when there are fewer jobs.
         timeout_s: wall-clock seconds that one asset may take.
+        logs: existing folder for what the workers print.
     """
 
-    def __init__(self, python: Path, settings: dict[str, Any], num_workers: int, timeout_s: float):
-        self._python, self._settings = python, settings
+    def __init__(
+        self,
+        python: Path,
+        settings: dict[str, Any],
+        *,
+        num_workers: int,
+        timeout_s: float,
+        logs: Path,
+    ):
+        self._python, self._settings, self._logs = python, settings, logs
         self._num_workers, self._timeout_s = num_workers, timeout_s
         self._workers: list[Worker] = []
         self._selector = selectors.DefaultSelector()
         self._num_started = 0
 
     def __enter__(self) -> "Farm":
-        self._logs = tempfile.TemporaryDirectory(prefix="relief-render-")
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in list(self._workers):
             self._retire(worker)
         self._selector.close()
-        self._logs.cleanup()
 
     def run(self, jobs: Iterable[dict[str, Any]]) -> Iterator[Outcome]:
         """Yield an outcome for every job, in the order in which they end.
@@ -185,7 +191,7 @@ class Farm:
 
     def _start(self) -> Worker:
         self._num_started += 1
-        log_path = Path(self._logs.name) / f"worker-{self._num_started}.log"
+        log_path = self._logs / f"worker-{self._num_started}.log"
         worker = Worker(self._python, self._settings, log_path)
         self._workers.append(worker)
         self._selector.register(worker.replies, selectors.EVENT_READ, worker)

@@ -1,1 +1,1 @@
-"""Shards: plain USTAR tars that stock webdataset reads, a manifest that names every byte of them."""
+"""Shards: plain USTAR tars that stock webdataset reads, and a manifest that vouches for them."""

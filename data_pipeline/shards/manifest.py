@@ -1,4 +1,4 @@
-"""Read a set of shards: its manifest, its member index, single samples by number, and its checks."""
+"""Read a set of shards: its manifest, single samples by number, and its checks."""
 
 import difflib
 import hashlib
@@ -71,13 +71,16 @@ class ShardSet:
         if len(block) != end - start:
             name = self.manifest["shards"][shard]["name"]
             raise UserError(
-                f"{self.directory / name} is shorter than its index says: it was damaged or changed; "
+                f"{self.directory / name} is shorter than its index says: it was damaged; "
                 "python -m data_pipeline verify tells, and pack writes it again"
             )
         return {
             name: block[offset - start : offset - start + size]
             for name, offset, size in zip(
-                self.manifest["members"], self._offset[i].tolist(), self._size[i].tolist(), strict=True
+                self.manifest["members"],
+                self._offset[i].tolist(),
+                self._size[i].tolist(),
+                strict=True,
             )
         }
 
@@ -95,7 +98,9 @@ class ShardSet:
         """Return the number of the sample `uid`, or raise UserError with the nearest names."""
         if uid not in self.uids:
             near = difflib.get_close_matches(uid, self.uids, n=3, cutoff=0.3) or self.uids[:3]
-            raise UserError(f"{self.directory} holds no sample {uid!r}: did you mean {', '.join(near)}?")
+            raise UserError(
+                f"{self.directory} holds no sample {uid!r}: did you mean {', '.join(near)}?"
+            )
         return self.uids.index(uid)
 
 
@@ -114,11 +119,15 @@ def verify_shards(directory: Path, kind: str, *, full: bool) -> list[str]:
         if not path.is_file():
             faults.append(f"{path}: missing")
         elif path.stat().st_size != shard["bytes"]:
-            faults.append(f"{path}: {path.stat().st_size} bytes, the manifest says {shard['bytes']}")
+            faults.append(
+                f"{path}: {path.stat().st_size} bytes, the manifest says {shard['bytes']}"
+            )
         elif full and file_sha256(path) != shard["sha256"]:
             faults.append(f"{path}: its SHA-256 differs from the manifest's")
     listed = {shard["name"] for shard in shard_set.manifest["shards"]}
-    faults += [f"{p}: not in the manifest" for p in sorted(directory.glob("*.tar")) if p.name not in listed]
+    faults += [
+        f"{p}: not in the manifest" for p in sorted(directory.glob("*.tar")) if p.name not in listed
+    ]
     if file_sha256(directory / INDEX_NAME) != shard_set.manifest["index_sha256"]:
         faults.append(f"{directory / INDEX_NAME}: its SHA-256 differs from the manifest's")
     return faults

@@ -43,12 +43,14 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
             check_meta(meta)
             if meta["config_hash"] != render["config_hash"]:
                 raise UserError(
-                    f"sample {uid} was rendered under config {meta['config_hash']}, the staging folder "
+                    f"sample {uid} is of config {meta['config_hash']}, the staging folder "
                     f"is of {render['config_hash']}: sets do not mix; render it again"
                 )
             writer.add(uid, members)
         manifest = writer.finish(extra)
-    print(f"{shards}: packed {manifest['num_samples']} samples into {len(manifest['shards'])} shards")
+    print(
+        f"{shards}: packed {manifest['num_samples']} samples into {len(manifest['shards'])} shards"
+    )
     return manifest
 
 

@@ -36,7 +36,7 @@ class ShardWriter:
             raise UserError(f"samples_per_shard={samples_per_shard} must be at least 1")
         if directory.exists() and not _is_replaceable(directory):
             raise UserError(
-                f"{directory} exists and holds no shards: it is not overwritten; name another folder"
+                f"{directory} holds something else than shards: not overwritten; name another"
             )
         self.directory = directory
         self.name = name
@@ -72,7 +72,8 @@ class ShardWriter:
         if self._tar is None:
             shard = f"{self.name}-{len(self._shards):06d}.tar"
             self._shards.append({"name": shard, "uids": []})
-            self._tar = tarfile.open(self._building / shard, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            path = self._building / shard
+            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         offsets = []
         for name in names:
             info = tarfile.TarInfo(f"{uid}.{name}")  # mtime, uid, gid are 0 and mode is 0644

@@ -284,7 +284,7 @@ def _lattice(
     area = np.cross(corners[:, :, 2] - corners[:, :, 0], corners[:, :, 3] - corners[:, :, 1])
     size = np.linalg.norm(area, axis=-1, keepdims=True)
     flat = area / np.maximum(size, 1e-30)
-    normal = _corner_normals(points, area, flat)
+    normal = _corner_normals(points, flat)
     if uv is None:
         uv = _planar_uv(corners, flat, period)
     triangles = [[0, 1, 2], [0, 2, 3]]
@@ -299,23 +299,24 @@ def _lattice(
 
 
 def _corner_normals(
-    points: Float[ndarray, "r c 3"], area: Float[ndarray, "q c 3"], flat: Float[ndarray, "q c 3"]
+    points: Float[ndarray, "r c 3"], flat: Float[ndarray, "q c 3"]
 ) -> Float[ndarray, "q c 4 3"]:
-    """Return each quad corner's unit normal: the mean, by area, of the faces within the crease."""
+    """Return each quad corner's unit normal: the mean of the faces around it within the crease.
+
+    Every face weighs the same: where a pattern's rows cut the quads must not change the shading.
+    """
     limit = math.cos(math.radians(CREASE_DEG))
-    wide = np.pad(area, ((1, 1), (0, 0), (0, 0)))
-    wide_flat = np.pad(flat, ((1, 1), (0, 0), (0, 0)))
-    rows = len(area)
-    normal = np.repeat(area[:, :, None], 4, axis=2)
+    wide = np.pad(flat, ((1, 1), (0, 0), (0, 0)))
+    rows = len(flat)
+    normal = np.repeat(flat[:, :, None], 4, axis=2)
     for corner, (down, left) in enumerate(((-1, -1), (-1, 1), (1, 1), (1, -1))):
         for row, column in ((down, 0), (0, left), (down, left)):
             other = np.roll(wide[1 + row : 1 + row + rows], -column, axis=1)
-            other_flat = np.roll(wide_flat[1 + row : 1 + row + rows], -column, axis=1)
-            near = np.einsum("qcx,qcx->qc", flat, other_flat) > limit
+            near = np.einsum("qcx,qcx->qc", flat, other) > limit
             normal[:, :, corner] += np.where(near[..., None], other, 0.0)
     pole = np.ptp(points, axis=1).max(axis=-1) < 1e-12
     for quad, ring, pair in ((0, 0, (0, 1)), (-1, -1, (2, 3))):
         if pole[ring]:
             near = flat[quad] @ flat[quad].T > limit
-            normal[quad][:, pair] = (near @ area[quad])[:, None]
+            normal[quad][:, pair] = (near @ flat[quad])[:, None]
     return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)

@@ -57,7 +57,7 @@ def captions_of(row: Row, where: str) -> tuple[str, ...]:
             value = json.loads(value)
         except ValueError as error:
             raise UserError(
-                f"{where}: captions of {row['file']} are no JSON list: {error}"
+                f"{where}: captions of {row['file']} are no valid JSON list: {error}"
             ) from error
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

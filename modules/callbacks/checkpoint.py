@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, found again by themselves, and refused by other stages."""
+"""Checkpoints: complete or absent, found again by themselves, refused by other stages."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ FINISHED_NAME = "finished"
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the newest checkpoint of a run in `run_dir/checkpoints/step-XXXXXXXX.ckpt`.
 
-    Lightning writes a checkpoint beside its final name and renames it, so a kill leaves the old one.
-    Each says which stage and conventions it is of.
+    Lightning writes a checkpoint beside its final name and renames it, so a kill leaves the old
+    one. Each says which stage and conventions it is of.
 
     Args:
         run_dir: folder of the run.
@@ -82,12 +82,12 @@ def find_checkpoint(ckpt: str, run_dir: Path, stage: str) -> Path | None:
         found_stage = content["relief"]["stage"]
     except Exception as error:
         raise UserError(
-            f"{path} is not a checkpoint of a Relief run ({type(error).__name__}): name another, or "
+            f"{path} is no checkpoint of a Relief run ({type(error).__name__}): name another, or "
             "delete it to start afresh"
         ) from error
     if found_stage != stage:
         raise UserError(
-            f"{path} is a checkpoint of the stage {found_stage}, this experiment trains {stage}: give "
+            f"{path} is a checkpoint of the stage {found_stage}, this trains {stage}: give "
             "another ckpt, or another paths.run_dir"
         )
     check_conventions(content["relief"]["conventions"], str(path))

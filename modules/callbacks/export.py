@@ -1,4 +1,4 @@
-"""Export of a trained stage: safetensors and json, in a folder that appears complete or not at all."""
+"""Export of a trained stage: safetensors and json, in a folder that appears whole or not at all."""
 
 import json
 import os
@@ -14,7 +14,7 @@ STAGES = ("autoencoder", "denoiser", "refiner_decoder")
 
 
 class ExportStage(lightning.Callback):
-    """Writes `pipeline_dir/<stage>` when training ends as planned; the other stages stay as they are.
+    """Writes `pipeline_dir/<stage>` when training ends as planned; other stages stay as they are.
 
     Args:
         pipeline_dir: folder that the stages of one model share.
@@ -32,7 +32,9 @@ def export_stage(system: lightning.LightningModule, pipeline_dir: Path) -> Path:
     """Export one system into a pipeline folder and return the stage's folder."""
     pipeline_dir.mkdir(parents=True, exist_ok=True)
     target = pipeline_dir / system.stage
-    building, replaced = (pipeline_dir / f".{system.stage}.{word}" for word in ("building", "replaced"))
+    building, replaced = (
+        pipeline_dir / f".{system.stage}.{word}" for word in ("building", "replaced")
+    )
     for leftover in (building, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir()

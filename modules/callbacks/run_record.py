@@ -6,12 +6,15 @@ from pathlib import Path
 
 
 def record_run(run_dir: Path, resolved_config: str) -> None:
-    """Write `config.yaml`, `code.txt` (git commit and diff) and `packages.txt` into a run's folder."""
+    """Write `config.yaml`, `code.txt` (git commit, diff) and `packages.txt` into a run's folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(resolved_config, encoding="utf-8")
-    (run_dir / "code.txt").write_text(_git("rev-parse", "HEAD") + _git("diff", "HEAD"), encoding="utf-8")
+    (run_dir / "code.txt").write_text(
+        _git("rev-parse", "HEAD") + _git("diff", "HEAD"), encoding="utf-8"
+    )
     versions = sorted(
-        {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower
+        {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()},
+        key=str.lower,
     )
     (run_dir / "packages.txt").write_text("\n".join(versions) + "\n", encoding="utf-8")
 

@@ -89,12 +89,16 @@ def lift(
     position = origins + directions * (depth / along)[..., None]
     toward = np.einsum("vhwc,vhwc->vhw", normal, directions)[..., None] > 0
     normal = np.where(toward, -normal, normal) / np.maximum(length, 1e-9)[..., None]
-    spacing = [_spacing(camera, d[h], resolution_px) for camera, d, h in zip(cameras, depth, hit, strict=True)]
+    spacing = [
+        _spacing(camera, d[h], resolution_px)
+        for camera, d, h in zip(cameras, depth, hit, strict=True)
+    ]
+    rgb = fill_background(rgb, hit)
     return Observation(
         cameras=tuple(cameras),
         hit=hit,
         depth=np.where(hit, depth, np.inf),
-        rgb=fill_background(rgb, hit),
+        rgb=rgb,
         position=position[hit],
         normal=normal[hit],
         colour=rgb[hit],

@@ -19,12 +19,12 @@ Values = NDArray[np.float64]
 
 @dataclass
 class ImageCache:
-    """Pixels of images as linear RGBA, read once per asset."""
+    """Pixels of images, read once per asset."""
 
     images: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def get(self, image: bpy.types.Image) -> NDArray[np.float32]:
-        """Return `(h, w, 4)`, first row at the bottom; an unreadable image is Cycles' magenta."""
+        """Return RGBA as stored `(h, w, 4)`, first row at the bottom; magenta if it has no pixels."""
         if image.name not in self.images:
             width, height = image.size
             if not width or not height:
@@ -32,10 +32,7 @@ class ImageCache:
             else:
                 pixels = np.empty(width * height * 4, dtype=np.float32)
                 image.pixels.foreach_get(pixels)
-                pixels = pixels.reshape(height, width, 4)
-                if image.colorspace_settings.name == "sRGB" and not image.is_float:
-                    pixels[..., :3] = srgb_to_linear(pixels[..., :3])
-                self.images[image.name] = pixels
+                self.images[image.name] = pixels.reshape(height, width, 4)
         return self.images[image.name]
 
 
@@ -216,6 +213,8 @@ class SurfaceShader:
         if node.projection != "FLAT":
             self.unsupported.add(f"TEX_IMAGE.{node.projection}")
         rgba = _sample(pixels, uv, node.interpolation == "Closest", node.extension)
+        if node.image.colorspace_settings.name == "sRGB" and not node.image.is_float:
+            rgba[:, :3] = srgb_to_linear(rgba[:, :3])  # after interpolating: the order of Cycles
         if node.image.alpha_mode == "NONE":
             rgba[:, 3] = 1.0
         return rgba

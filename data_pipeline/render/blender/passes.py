@@ -66,6 +66,7 @@ def set_up_cycles(spec: RenderSpec, seed: int, threads: int) -> None:
     cycles.pixel_filter_type = "BOX"
     cycles.max_bounces = 0  # emission only: the first surface met is the colour
     cycles.transparent_max_bounces = 64
+    cycles.min_light_bounces = cycles.min_transparent_bounces = 64  # no Russian roulette: no noise
     cycles.sample_clamp_direct = 0.0
     cycles.film_exposure = 1.0
     render = scene.render

@@ -109,9 +109,10 @@ class Surface:
         part_of, local = self._part[triangle], self._local[triangle]
         for index in np.unique(part_of):
             part = self._parts[index]
-            slots = part.material_index[local]
-            for slot in np.unique(slots[part_of == index]):
-                rows = np.flatnonzero((part_of == index) & (slots == slot))
+            of_part = np.flatnonzero(part_of == index)
+            slots = part.material_index[local[of_part]]
+            for slot in np.unique(slots):
+                rows = of_part[slots == slot]
                 shader = SurfaceShader(part, local[rows], weights[rows], self._images)
                 colour[rows], alpha[rows] = shader.shade(part.materials[slot])
                 unsupported |= shader.unsupported

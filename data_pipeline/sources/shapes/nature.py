@@ -18,19 +18,10 @@ def mushroom(rng: Random, period: float) -> list[Part]:
     turn = np.linspace(0.0, math.pi / 2, 9)
     curve = [(radius * math.cos(t), stem + 0.04 + dome * math.sin(t)) for t in turn[:-1]]
     cap = [(0.0, stem + 0.05), (radius * 0.94, stem), *curve, (0.0, stem + 0.04 + dome)]
-    gills = [
-        (0.0, stem - 0.02),
-        (radius * 0.5, stem - 0.01),
-        (radius * 0.82, stem + 0.02),
-        (0, stem + 0.1),
-    ]
-    foot = [
-        (0, 0),
-        (thick * 1.25, 0),
-        (thick * 1.35, 0.06),
-        (thick, 0.2),
-        (thick * 0.9, stem + 0.08),
-    ]
+    low, wide = (radius * 0.5, stem - 0.01), (radius * 0.82, stem + 0.02)
+    gills = [(0.0, stem - 0.02), low, wide, (0.0, stem + 0.1)]
+    foot = [(0, 0), (thick * 1.25, 0), (thick * 1.35, 0.06), (thick, 0.2)]
+    stalk = [*foot, (thick * 0.9, stem + 0.08), (0, stem + 0.08)]
     return [
         Part("cap", revolve(cap, period)),
         Part("gills", revolve(gills), "waffle"),

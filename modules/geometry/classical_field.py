@@ -1,0 +1,230 @@
+"""A signed distance and a colour anywhere in space, from lifted points alone: nothing is learned.
+
+Two sources are joined. *Implicit moving least squares* (IMLS) over the oriented points gives the
+surface to a fraction of a pixel where it was seen. *Free space* decides everywhere else: what lies
+in front of the surface that any view observed, or on any view's background, is outside; what lies
+behind it in all views is inside. Free space also bounds IMLS to within a small margin, so that a
+surface ends where the views say so and walls that no view sees (a mug's inner side) still exist.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.spatial import cKDTree
+
+from modules.geometry.lift import Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassicalSettings:
+    """How points become a field. Lengths are in units of the pixel spacing unless said otherwise.
+
+    Args:
+        neighbours: nearest points that IMLS weighs.
+        bandwidth: standard deviation of the Gaussian weights.
+        reach: IMLS has its full say up to this distance from the points and none at twice it.
+        carve_band: free space is known to within this distance of an observed depth.
+        margin: how far IMLS may depart from free space where points are near.
+        sheet: sheets are thickened to at least this many spacings.
+        truncation: distances are cut off here, in world units.
+    """
+
+    neighbours: int = 12
+    bandwidth: float = 0.75
+    reach: float = 1.5
+    carve_band: float = 1.5
+    margin: float = 0.75
+    sheet: float = 1.5
+    truncation: float = 0.05
+
+
+@dataclass(frozen=True)
+class FieldSample:
+    """The classical field at some points.
+
+    Args:
+        distance: signed distance, positive outside, cut off at the truncation; world units.
+        nearest: distance to the nearest lifted point (infinite beyond twice the truncation).
+        free: how far the point lies in free space, cut off at the carving band; world units.
+    """
+
+    distance: Float[ndarray, " p"]
+    nearest: Float[ndarray, " p"]
+    free: Float[ndarray, " p"]
+
+
+class ClassicalField:
+    """Signed distance and colour from an observation.
+
+    Args:
+        observation: lifted points and the depth images that they came from.
+        settings: how points become a field.
+    """
+
+    def __init__(
+        self, observation: Observation, settings: ClassicalSettings | None = None
+    ) -> None:
+        self.observation = observation
+        self.settings = settings or ClassicalSettings()
+        self.noise = estimate_noise(observation)
+        """How far the views disagree, world units; 0 for exact images. Networks are told it."""
+        self._points = _thin(observation, cell=self.noise)
+        self._tree = cKDTree(self._points.position)
+        self._colour_tree = cKDTree(observation.position)
+        self._spacing = float(np.hypot(observation.spacing, self.noise))
+
+    def sample(self, points: Float[ndarray, "p 3"]) -> FieldSample:
+        """Return the field at world points."""
+        settings, spacing = self.settings, self._spacing
+        free = self.free_space(points)
+        truncation = settings.truncation
+        distance, index = self._tree.query(
+            points, k=settings.neighbours, distance_upper_bound=2.0 * truncation
+        )
+        nearest = distance[:, 0]
+        value = np.sign(free) * np.minimum(nearest, truncation)
+        band = settings.carve_band * self.observation.spacing
+        # Where free space changes sign away from any point, it alone says where the surface is.
+        value *= np.minimum(np.abs(free) / band, 1.0)
+        near = nearest < 2.0 * settings.reach * spacing
+        if near.any():
+            plane, sheet = self._imls(points[near], distance[near], index[near], free[near])
+            trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
+            margin = trust * (settings.margin * spacing + sheet)
+            value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
+        return FieldSample(
+            distance=np.clip(value, -truncation, truncation), nearest=nearest, free=free
+        )
+
+    def colour(
+        self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
+    ) -> Float[ndarray, "p 3"]:
+        """Return sRGB in [0, 1] from the nearest lifted points, which face like `normals` if given."""
+        distance, index = self._colour_tree.query(points, k=self.settings.neighbours)
+        squared = distance**2
+        if normals is not None:
+            facing = np.einsum("pkc,pc->pk", self.observation.normal[index], normals)
+            # A point that faces away counts as much farther: the other side of a thin wall.
+            squared = squared + (3.0 * self._spacing * (1.0 - facing)) ** 2
+        scale = 2.0 * (self.settings.bandwidth * self._spacing) ** 2
+        weight = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / scale)
+        weight /= weight.sum(axis=1, keepdims=True)
+        return np.einsum("pk,pkc->pc", weight, self.observation.colour[index])
+
+    def free_space(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
+        """Return how far points lie in front of what the views saw, at most the carving band.
+
+        Positive: some view looks through the point. Negative: every view that has the point in its
+        image sees a surface before it. Zero crossings lie midway between pixels at a step in depth.
+        """
+        observation = self.observation
+        band = self.settings.carve_band * observation.spacing
+        free = np.full(len(points), -band)
+        for camera, depth in zip(observation.cameras, observation.depth, strict=True):
+            pixels, own = camera.project(points, depth.shape[-1])
+            padded = np.pad(depth, 1, constant_values=np.inf)
+            x, y = (pixels + 0.5).T
+            inside = (x >= 0.5) & (y >= 0.5) & (x <= padded.shape[1] - 1.5)
+            inside &= (y <= padded.shape[0] - 1.5) & (own > 0)
+            x, y, own = x[inside], y[inside], own[inside]
+            column, row = x.astype(np.int64), y.astype(np.int64)
+            fx, fy = x - column, y - row
+            total = np.zeros(len(x))
+            for dx, dy, weight in (
+                (0, 0, (1 - fx) * (1 - fy)),
+                (1, 0, fx * (1 - fy)),
+                (0, 1, (1 - fx) * fy),
+                (1, 1, fx * fy),
+            ):
+                before = np.clip(padded[row + dy, column + dx] - own, -band, band)
+                total += weight * before
+            free[inside] = np.maximum(free[inside], total)
+        return free
+
+    def _imls(
+        self,
+        points: Float[ndarray, "p 3"],
+        distance: Float[ndarray, "p k"],
+        index: Int[ndarray, "p k"],
+        free: Float[ndarray, " p"],
+    ) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
+        """Return the distance to the locally fitted surface, and half of what a sheet lacks.
+
+        Only neighbours that face like the leading one count, so the two sides of a thin wall and
+        of a sharp edge do not mix. In free space the leading neighbour is one seen from there.
+        """
+        settings, spacing = self.settings, self._spacing
+        missing = index == len(self._points.position)
+        index = np.where(missing, 0, index)
+        normal = self._points.normal[index]
+        plane = np.einsum("pkc,pkc->pk", normal, points[:, None] - self._points.position[index])
+        squared = np.where(missing, np.inf, distance**2)
+        hidden = (free > 0)[:, None] & (plane < -0.25 * spacing)
+        leading = np.argmin(np.where(hidden, squared + spacing**2, squared), axis=1)
+        rows = np.arange(len(points))
+        facing = np.einsum("pkc,pc->pk", normal, normal[rows, leading])
+        nearest = squared[rows, leading][:, None]
+        exponent = np.clip((nearest - squared) / (2.0 * (settings.bandwidth * spacing) ** 2), None, 8)
+        weight = np.exp(exponent) * np.maximum(facing, 0.0) ** 2
+        value = (weight * plane).sum(axis=1) / weight.sum(axis=1)
+        # The other side of a sheet: opposed neighbours, at a thickness of leading + opposed plane.
+        opposed = (facing < -0.5) & ~missing
+        thickness = np.where(opposed, -(plane + plane[rows, leading][:, None]), np.inf).min(axis=1)
+        wanted = settings.sheet * self.observation.spacing
+        sheet = np.clip((wanted - np.maximum(thickness, 0.0)) / 2.0, 0.0, wanted / 2.0)
+        return value, sheet
+
+
+@dataclass(frozen=True)
+class _Points:
+    position: Float[ndarray, "n 3"]
+    normal: Float[ndarray, "n 3"]
+
+
+def estimate_noise(observation: Observation) -> float:
+    """Return how far apart the views put the same surface: world units, 0 for exact images.
+
+    The median, over points with a point of another view close by that faces alike, of the distance
+    along the normal; what exact images have through their pixel size is taken off.
+    """
+    position, normal, view = observation.position, observation.normal, observation.view
+    step = max(len(position) // 4000, 1)
+    offsets = []
+    for index in range(len(observation.cameras)):
+        other = view != index
+        own = np.flatnonzero(view == index)[::step]
+        if not other.any() or not len(own):
+            continue
+        distance, nearest = cKDTree(position[other]).query(
+            position[own], k=1, distance_upper_bound=0.15
+        )
+        found = np.isfinite(distance)
+        partner = np.flatnonzero(other)[nearest[found]]
+        chosen = own[found]
+        alike = (normal[partner] * normal[chosen]).sum(axis=1) > 0.7
+        gap = ((position[partner] - position[chosen]) * normal[chosen]).sum(axis=1)
+        offsets.append(np.abs(gap[alike]))
+    if not offsets or not sum(map(len, offsets)):
+        return 0.0
+    median = float(np.median(np.concatenate(offsets)))
+    return max(median - 0.25 * observation.spacing, 0.0)
+
+
+def _thin(observation: Observation, cell: float) -> _Points:
+    """Return one mean point per cell of space and dominant direction, so that noise averages out."""
+    position, normal = observation.position, observation.normal
+    if cell < 0.5 * observation.spacing:
+        return _Points(position=position, normal=normal)
+    axis = np.abs(normal).argmax(axis=1)
+    side = axis * 2 + (np.take_along_axis(normal, axis[:, None], axis=1)[:, 0] > 0)
+    key = np.concatenate([np.floor(position / cell).astype(np.int64), side[:, None]], axis=1)
+    _, group, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)
+    group = group.reshape(-1)
+    sums = [
+        np.stack([np.bincount(group, values[:, i]) for i in range(3)], axis=1)
+        for values in (position, normal)
+    ]
+    length = np.maximum(np.linalg.norm(sums[1], axis=1, keepdims=True), 1e-9)
+    return _Points(position=sums[0] / count[:, None], normal=sums[1] / length)

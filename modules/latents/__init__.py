@@ -1,0 +1,1 @@
+"""2.5D latents: what they mean (spec), how images become them and back (codec), their cache."""

@@ -1,0 +1,114 @@
+"""Rectified flow over modalities: x_t = (1 - t) * clean + t * noise, velocity = noise - clean."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from data_pipeline.contract import MODALITIES
+
+Prediction = Literal["clean", "velocity"]
+RGB = MODALITIES.index("rgb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepMix:
+    """How noise levels of the modalities are drawn: shares of four tasks, which sum to 1.
+
+    Args:
+        joint: all modalities at one level: text to 2.5D.
+        texture: normal and coord clean, rgb noisy: texture for known geometry.
+        geometry: rgb clean, normal and coord noisy at one level: geometry from rgb.
+        independent: each modality at its own level.
+        mean: mean of the logit of t; larger is noisier.
+        std: standard deviation of the logit of t.
+    """
+
+    joint: float = 0.6
+    texture: float = 0.15
+    geometry: float = 0.1
+    independent: float = 0.15
+    mean: float = 0.5
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        shares = (self.joint, self.texture, self.geometry, self.independent)
+        if min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
+            raise ValueError(f"shares of the training mix must be >= 0 and sum to 1, not {shares}")
+
+    def sample(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b m"]:
+        """Draw the noise level of every sample and modality; exactly 0 means clean."""
+        shape = (batch_size, len(MODALITIES))
+        normal = torch.randn(shape, device=device, generator=generator)
+        independent = torch.sigmoid(self.mean + self.std * normal)
+        shared = independent[:, :1].expand(shape)
+        is_rgb = torch.arange(len(MODALITIES), device=device) == RGB
+        draw = torch.rand(batch_size, 1, device=device, generator=generator)
+        texture_until = self.joint + self.texture
+        geometry_until = texture_until + self.geometry
+        timesteps = torch.where(draw < geometry_until, shared, independent)
+        texture = (draw >= self.joint) & (draw < texture_until)
+        geometry = (draw >= texture_until) & (draw < geometry_until)
+        return timesteps.masked_fill((texture & ~is_rgb) | (geometry & is_rgb), 0.0)
+
+
+def add_noise(
+    clean: Float[Tensor, "b m *rest"],
+    noise: Float[Tensor, "b m *rest"],
+    timesteps: Float[Tensor, "b m"],
+) -> Float[Tensor, "b m *rest"]:
+    """Return x_t; at t = 0 exactly `clean`."""
+    t = _expand(timesteps, clean)
+    return (1.0 - t) * clean + t * noise
+
+
+def to_velocity(
+    prediction: Float[Tensor, "b m *rest"],
+    noisy: Float[Tensor, "b m *rest"],
+    timesteps: Float[Tensor, "b m"],
+    kind: Prediction,
+    min_t: float,
+) -> Float[Tensor, "b m *rest"]:
+    """Return the velocity that a network's prediction stands for.
+
+    A clean prediction gives (x_t - clean) / t; `min_t` bounds the division, so that small t do not
+    dominate the loss (and the last sampling steps do not amplify errors).
+    """
+    if kind == "velocity":
+        return prediction
+    return (noisy - prediction) / _expand(timesteps, noisy).clamp_min(min_t)
+
+
+def velocity_target(
+    clean: Float[Tensor, "b m *rest"],
+    noisy: Float[Tensor, "b m *rest"],
+    noise: Float[Tensor, "b m *rest"],
+    timesteps: Float[Tensor, "b m"],
+    kind: Prediction,
+    min_t: float,
+) -> Float[Tensor, "b m *rest"]:
+    """Return what `to_velocity` of a perfect prediction is: noise - clean, less below `min_t`."""
+    if kind == "velocity":
+        return noise - clean
+    return to_velocity(clean, noisy, timesteps, kind, min_t)
+
+
+def mean_over_noisy(
+    errors: Float[Tensor, "b m"], timesteps: Float[Tensor, "b m"]
+) -> Float[Tensor, " m"]:
+    """Average each modality over the samples in which it is noisy; 0 where none is."""
+    noisy: Bool[Tensor, "b m"] = timesteps > 0.0
+    return (errors * noisy).sum(dim=0) / noisy.sum(dim=0).clamp_min(1)
+
+
+def mean_square(values: Float[Tensor, "b m *rest"]) -> Float[Tensor, "b m"]:
+    """Return the mean square per sample and modality."""
+    return values.square().flatten(2).mean(dim=2)
+
+
+def _expand(timesteps: Float[Tensor, "b m"], like: Float[Tensor, "b m *rest"]) -> Tensor:
+    return timesteps.reshape(*timesteps.shape, *[1] * (like.ndim - 2))

@@ -1,0 +1,188 @@
+"""Recipe of the joint latent diffusion: text to 2.5D latents, texture and geometry in one model."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data_pipeline.contract import MODALITIES, UserError
+from modules.latents.cache import read_cache
+from modules.latents.spec import LatentSpec
+from modules.losses.flow import (
+    Prediction,
+    TimestepMix,
+    add_noise,
+    mean_over_noisy,
+    mean_square,
+    to_velocity,
+    velocity_target,
+)
+from modules.networks.denoiser import JointDenoiser
+from modules.networks.denoiser_files import save_denoiser
+from modules.networks.text_encoder import TextEncoder, Vocabulary
+
+
+class LatentDiffusionSystem(lightning.LightningModule):
+    """Train a joint denoiser and its text encoder on cached latents by rectified flow.
+
+    What the latents mean and which words the captions use is read from the cache when training
+    starts (`encode.py` wrote both there), so the networks can be built without any data.
+
+    Args:
+        denoiser: builds the denoiser.
+        text_encoder: builds the text encoder.
+        optimizer: makes the optimizer of given parameters.
+        latents: folder of the latent cache that is trained on.
+        scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
+        mix: how noise levels are drawn.
+        prediction: what the denoiser's output stands for: `clean` or `velocity`.
+        min_t: bound of the division by t in the loss of a clean prediction.
+        modality_weights: of the losses of rgb, normal and coord.
+        text_dropout: share of captions that training replaces by the null caption.
+        sampling_shift: shift of the sampler's timesteps that is exported; above 1 takes finer steps
+            where noise is strong.
+    """
+
+    stage = "denoiser"
+
+    def __init__(
+        self,
+        denoiser: Callable[[], JointDenoiser],
+        text_encoder: Callable[[], TextEncoder],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        latents: str,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        *,
+        mix: TimestepMix,
+        prediction: Prediction = "clean",
+        min_t: float = 0.15,
+        modality_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        text_dropout: float = 0.1,
+        sampling_shift: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.build_denoiser, self.build_text_encoder = denoiser, text_encoder
+        self.build_optimizer, self.build_scheduler = optimizer, scheduler
+        self.latents = Path(latents)
+        self.mix, self.prediction, self.min_t = mix, prediction, min_t
+        self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
+        self.register_buffer("weights", torch.tensor(modality_weights), persistent=False)
+        self.denoiser: Any = None
+        self.text_encoder: Any = None
+        self.spec: LatentSpec | None = None
+        self.vocabulary: Vocabulary | None = None
+
+    def configure_model(self) -> None:
+        if self.denoiser is None:
+            self.denoiser, self.text_encoder = self.build_denoiser(), self.build_text_encoder()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer(
+            [*self.denoiser.parameters(), *self.text_encoder.parameters()]
+        )
+        if self.build_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.build_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def setup(self, stage: str) -> None:
+        """Read what the cache says of itself."""
+        cache = read_cache(self.latents)
+        self.spec = LatentSpec.from_json(cache.get("latent_spec"), str(self.latents))
+        self.vocabulary = Vocabulary(cache.get("vocabulary", ()))
+
+    def on_fit_start(self) -> None:
+        assert self.spec is not None and self.vocabulary is not None
+        num_words, views = self.text_encoder.config["max_words"], len(self.denoiser.view_embedding)
+        if self.denoiser.channels != self.spec.channels or views != self.spec.num_views:
+            raise UserError(
+                f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} channels, "
+                f"the denoiser takes {views} of {self.denoiser.channels}: set denoiser.num_views and "
+                "denoiser.transformer.in_channels, or encode with another packing"
+            )
+        if len(self.vocabulary) > num_words:
+            raise UserError(
+                f"{self.latents} has {len(self.vocabulary)} words, the text encoder {num_words}: "
+                "raise conditioner.max_words"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.spec is not None and self.vocabulary is not None
+        checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
+        checkpoint["vocabulary"] = self.vocabulary.words
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.spec is not None and self.vocabulary is not None
+        spec = LatentSpec.from_json(json.loads(checkpoint["latent_spec"]), "the checkpoint")
+        if spec != self.spec or checkpoint["vocabulary"] != self.vocabulary.words:
+            raise UserError(
+                f"{self.latents} is another latent cache than the checkpoint's: start a new run "
+                "(another paths.run_dir), or name the old cache"
+            )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        latents: Tensor = batch["latents"]
+        keep = torch.rand(len(latents)) >= self.text_dropout
+        captions = [c if k else "" for c, k in zip(batch["caption"], keep.tolist(), strict=True)]
+        timesteps = self.mix.sample(len(latents), latents.device)
+        errors, baseline = self._errors(latents, captions, timesteps, torch.randn_like(latents))
+        losses = mean_over_noisy(errors, timesteps)
+        total = (losses * self.weights).sum() / self.weights.sum()
+        ratio = losses.sum() / mean_over_noisy(baseline, timesteps).sum()
+        logged = {f"train/loss/{name}": losses[i].detach() for i, name in enumerate(MODALITIES)}
+        logged["train/loss/predict_zero_ratio"] = ratio.detach()
+        self.log_dict(logged, batch_size=len(latents))
+        self.log("train/loss/total", total.detach(), batch_size=len(latents), prog_bar=True)
+        return total
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure on fixed noise: the loss, and by how much shuffled captions make it worse."""
+        latents: Tensor = batch["latents"]
+        generator = torch.Generator(latents.device).manual_seed(batch_idx)
+        size = len(latents)
+        levels = torch.linspace(0.1, 0.9, 5, device=latents.device)
+        sums = latents.new_zeros(3)  # true captions, shuffled captions, predict zero
+        for level in levels:
+            timesteps = level.expand(size, len(MODALITIES))
+            noise = torch.randn(latents.shape, device=latents.device, generator=generator)
+            captions = batch["caption"]
+            errors, baseline = self._errors(latents, captions, timesteps, noise)
+            shuffled = captions[1:] + captions[:1]
+            wrong, _ = self._errors(latents, shuffled, timesteps, noise)
+            sums = sums + torch.stack([errors.mean(), wrong.mean(), baseline.mean()])
+        true, wrong, zero = sums / len(levels)
+        figures = {
+            "val/loss/total": true,
+            "val/loss/predict_zero_ratio": true / zero,
+            "val/loss/true_minus_shuffled": true - wrong,
+        }
+        self.log_dict(figures, batch_size=size, sync_dist=True)
+
+    def _errors(
+        self,
+        latents: Float[Tensor, "b m v c h w"],
+        captions: list[str],
+        timesteps: Float[Tensor, "b m"],
+        noise: Float[Tensor, "b m v c h w"],
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
+        """Return the velocity loss per sample and modality, and that of predicting zero."""
+        assert self.vocabulary is not None
+        words = self.vocabulary.encode(captions, self.text_encoder.length).to(latents.device)
+        noisy = add_noise(latents, noise, timesteps)
+        output = self.denoiser(noisy, timesteps, self.text_encoder(words))
+        velocity = to_velocity(output, noisy, timesteps, self.prediction, self.min_t)
+        target = velocity_target(latents, noisy, noise, timesteps, self.prediction, self.min_t)
+        return mean_square(velocity - target), mean_square(target)
+
+    def export(self, directory: Path) -> None:
+        """Write denoiser, text encoder, vocabulary and latent spec."""
+        assert self.spec is not None and self.vocabulary is not None
+        sampling = {"prediction": self.prediction, "shift": self.sampling_shift}
+        save_denoiser(directory, self.denoiser, self.text_encoder, self.vocabulary, sampling)
+        self.spec.save(directory)

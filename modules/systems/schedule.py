@@ -1,0 +1,20 @@
+"""Learning-rate schedules, as functions of the step for `torch.optim.lr_scheduler.LambdaLR`."""
+
+
+def warmup_hold_decay(
+    step: int, *, total_steps: int, warmup_steps: int, decay_share: float, final: float
+) -> float:
+    """Return the factor of the learning rate at a step: rise, stay at 1, fall in a straight line.
+
+    A function and not a scheduler's state, so a run that is resumed with more steps simply goes on.
+
+    Args:
+        step: optimizer steps done.
+        total_steps: of the whole run.
+        warmup_steps: of the rise from (almost) 0.
+        decay_share: share of the run, at its end, in which the factor falls.
+        final: factor at the end.
+    """
+    rise = min(1.0, (step + 1) / max(warmup_steps, 1))
+    remaining = max(total_steps - step, 0) / max(decay_share * total_steps, 1.0)
+    return rise * (final + (1.0 - final) * min(1.0, remaining))

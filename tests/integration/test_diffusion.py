@@ -1,0 +1,244 @@
+"""Autoencoder, encode.py, joint diffusion, export and generation, joined through train.py."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import encode
+import train
+from data_pipeline.codec import encode_views
+from data_pipeline.command_line import compose
+from data_pipeline.contract import (
+    CONVENTIONS_VERSION,
+    META_KEYS,
+    UserError,
+    encode_coord,
+    encode_normal,
+    view_layout,
+)
+from data_pipeline.loading.samples import LatentDataset
+from data_pipeline.shards.writer import ShardWriter
+from modules.latents.cache import read_cache
+from modules.latents.codec import LatentCodec, load_autoencoder
+from modules.latents.spec import LatentSpec, fingerprint
+from modules.pipelines.generation import TextTo25D
+
+RESOLUTION_PX, NUM_SAMPLES = 32, 6
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+def make_sample(uid: str, colour: str, radius: float) -> dict[str, bytes]:
+    """Members of a sample: a ball of one colour, seen in closed form."""
+    images: dict[str, list[np.ndarray]] = {key: [] for key in ("rgb", "normal", "coord", "hit")}
+    for camera in view_layout("ortho6"):
+        origins, directions = camera.rays(RESOLUTION_PX)
+        along = -(origins * directions).sum(-1)
+        nearest = origins + along[..., None] * directions
+        inside = radius**2 - (nearest**2).sum(-1)
+        hit = inside > 0
+        point = nearest - np.sqrt(np.maximum(inside, 0))[..., None] * directions
+        normal = point / radius * hit[..., None]
+        rgba = np.concatenate(
+            [np.broadcast_to(COLOURS[colour], point.shape), 255 * hit[..., None]], axis=-1
+        )
+        images["rgb"].append(rgba.astype(np.uint8))
+        images["normal"].append(encode_normal(normal))
+        images["coord"].append(encode_coord(point * hit[..., None]))
+        images["hit"].append(np.uint8(255) * hit.astype(np.uint8))
+    meta = dict.fromkeys(META_KEYS, "") | {
+        "uid": uid,
+        "captions": [f"a {colour} ball", f"{colour} sphere"],
+        "cameras": [camera.to_json() for camera in view_layout("ortho6")],
+        "conventions": CONVENTIONS_VERSION,
+    }
+    points = np.zeros((4, 3), np.float32)
+    geometry = io.BytesIO()
+    np.savez(
+        geometry,
+        surface_position=points, surface_normal=points, surface_albedo=points.astype(np.uint8),
+        sdf_position=points, sdf_distance=points[:, 0], sdf_confidence=points[:, 0],
+    )  # fmt: skip
+    pngs = {f"{name}.png": encode_views(np.stack(views)) for name, views in images.items()}
+    return pngs | {"meta.json": json.dumps(meta).encode(), "geometry.npz": geometry.getvalue()}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Six balls in two shards."""
+    directory = tmp_path_factory.mktemp("data") / "shards"
+    with ShardWriter(directory, "render", 4) as writer:
+        for i in range(NUM_SAMPLES):
+            uid, colour = f"ball_{i}", list(COLOURS)[i % 3]
+            writer.add(uid, make_sample(uid, colour, 0.3 + 0.03 * i))
+        writer.finish({"kind": "samples", "config_hash": "0" * 16})
+    return directory
+
+
+def train_stage(stage, steps, runs, name="run", *overrides):
+    arguments = [
+        f"experiment=tiny/{stage}",
+        f"trainer.max_steps={steps}",
+        "trainer.log_every_n_steps=1",
+        f"paths.run_dir={runs}/{name}_{stage}",
+        f"paths.pipeline_dir={runs}/pipeline",
+        "data.batch_size=4",
+        "~logger.wandb",
+        "+trainer.enable_progress_bar=false",
+        *overrides,
+    ]
+    assert train.main(compose("train", arguments)) is None
+    return runs / f"{name}_{stage}"
+
+
+SMALL = (
+    "denoiser.in_channels=768",
+    "denoiser.num_layers=1",
+    "denoiser.num_single_layers=1",
+    "denoiser.num_attention_heads=2",
+)
+
+
+def encode_to(out, shards, runs):
+    arguments = [f"shards={shards}", f"autoencoder={runs}/pipeline/autoencoder", f"out={out}"]
+    encode.main(
+        compose("encode", [*arguments, "packing=4"], verbatim=frozenset({"autoencoder"}))
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory):
+    """The road: autoencoder, cache, denoiser, all exported into `pipeline`."""
+    runs = tmp_path_factory.mktemp("runs")
+    train_stage("autoencoder", 4, runs, "run", f"shards={shards}")
+    encode_to(runs / "latents", shards, runs)
+    train_stage("latent_diffusion", 6, runs, "run", f"latents={runs}/latents", *SMALL)
+    return runs
+
+
+def read_metrics(run_dir):
+    lines = next(run_dir.glob("csv/*/metrics.csv")).read_text().splitlines()
+    header = lines[0].split(",")
+    return [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
+
+
+def test_cache_holds_every_sample_and_says_what_it_is(runs, shards):
+    cache = read_cache(runs / "latents")
+    assert cache["vocabulary"][2:] == ["ball", "blue", "green", "red", "sphere", "a"] or set(
+        cache["vocabulary"][2:]
+    ) == {"a", "ball", "sphere", "red", "green", "blue"}
+    dataset = LatentDataset(runs / "latents", keep_decoded=False)
+    samples = [dataset[(i, i)] for i in range(len(dataset))]
+    assert [sample["uid"] for sample in samples] == [f"ball_{i}" for i in range(NUM_SAMPLES)]
+    assert samples[1]["caption"] == "a green ball"
+    latents = torch.stack([sample["latents"] for sample in samples])
+    assert latents.shape == (NUM_SAMPLES, 3, 6, 768, 1, 1)
+    assert latents.mean(dim=(0, 2, 4, 5)).abs().max() < 1e-2
+    assert latents.square().mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_cached_latents_decode_to_the_rendered_images(runs, shards):
+    spec = LatentSpec.from_json(read_cache(runs / "latents")["latent_spec"], "cache")
+    codec = LatentCodec(load_autoencoder(runs / "pipeline" / "autoencoder"), spec)
+    sample = LatentDataset(runs / "latents", keep_decoded=False)[(0, 0)]
+    decoded = codec.decode(sample["latents"][None])[0]
+    # A linear code of flat colours and smooth normals is close after no training to speak of.
+    normal = decoded[1, 0, :, 16, 16]
+    assert torch.nn.functional.normalize(normal, dim=0)[1] < -0.9  # front view: facing -Y
+    assert decoded[0, 0, :, 16, 16].tolist() == pytest.approx([0.57, -0.69, -0.69], abs=0.25)
+    assert decoded[0, 0, :, 0, 0].min() > 0.8
+
+
+def test_encoding_the_same_inputs_again_touches_nothing(runs, shards, capsys):
+    before = (runs / "latents" / "manifest.json").stat().st_mtime_ns
+    encode_to(runs / "latents", shards, runs)
+    assert "encoded already" in capsys.readouterr().out
+    assert (runs / "latents" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_encoding_gives_equal_bytes_twice(runs, shards):
+    encode_to(runs / "again", shards, runs)
+    for name in ("latents-000000.tar", "manifest.json"):
+        assert (runs / "again" / name).read_bytes() == (runs / "latents" / name).read_bytes()
+
+
+def test_training_logs_its_losses(runs):
+    rows = read_metrics(runs / "run_latent_diffusion")
+    for key in ("total", "rgb", "normal", "coord", "predict_zero_ratio"):
+        values = [float(row[f"train/loss/{key}"]) for row in rows if row[f"train/loss/{key}"]]
+        assert len(values) == 6
+        assert np.isfinite(values).all()
+    last = [row for row in rows if row["val/loss/true_minus_shuffled"]]
+    assert len(last) == 1
+    assert float(last[0]["val/loss/predict_zero_ratio"]) > 0
+    rows = read_metrics(runs / "run_autoencoder")
+    assert any(row["val/normal/angle_deg"] for row in rows)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "latent_diffusion"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, runs, shards, tmp_path):
+    source = [f"shards={shards}"]
+    if stage == "latent_diffusion":
+        source = [f"latents={runs}/latents", *SMALL]
+    # The schedule falls towards the planned end, so the first run plans the end of the whole.
+    fixed = [*source, "system.scheduler.lr_lambda.total_steps=5"]
+    whole = train_stage(stage, 5, tmp_path, "whole", *fixed)
+    train_stage(stage, 3, tmp_path, "halves", *fixed)
+    (tmp_path / f"halves_{stage}" / "finished").unlink()
+    halves = train_stage(stage, 5, tmp_path, "halves", *fixed)
+    states = [
+        torch.load(run / "checkpoints" / "step-00000005.ckpt", weights_only=True)
+        for run in (whole, halves)
+    ]
+    average = [
+        next(v["average"] for k, v in state["callbacks"].items() if "WeightAverage" in k)
+        for state in states
+    ]
+    for name, tensor in states[0]["state_dict"].items():
+        torch.testing.assert_close(tensor, states[1]["state_dict"][name], rtol=0, atol=0)
+    for name, tensor in average[0].items():
+        torch.testing.assert_close(tensor, average[1][name], rtol=0, atol=0)
+
+
+def test_the_exported_pipeline_generates_and_textures(runs):
+    pipeline = TextTo25D.from_pretrained(runs / "pipeline")
+    images = pipeline(["a red ball", "a blue ball"], [0, 1], steps=2)
+    assert images.shape == (2, 3, 6, 3, RESOLUTION_PX, RESOLUTION_PX)
+    assert torch.isfinite(images).all()
+    textured = pipeline(["a red ball"], [0], steps=2, geometry=images[:1])
+    assert torch.equal(textured[:, 1:], images[:1, 1:])
+
+
+def test_the_export_is_safetensors_and_json_of_the_averaged_weights(runs):
+    files = [path for path in (runs / "pipeline").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    checkpoint = next((runs / "run_autoencoder" / "checkpoints").glob("*.ckpt"))
+    state = torch.load(checkpoint, weights_only=True)
+    average = next(v["average"] for k, v in state["callbacks"].items() if "WeightAverage" in k)
+    exported = load_autoencoder(runs / "pipeline" / "autoencoder").state_dict()
+    for name, tensor in average.items():
+        assert torch.equal(exported[name.removeprefix("autoencoder.")], tensor)
+    cache = read_cache(runs / "latents")
+    assert cache["inputs"]["autoencoder"] == fingerprint(
+        load_autoencoder(runs / "pipeline" / "autoencoder")
+    )
+
+
+def test_a_pipeline_with_another_autoencoder_is_refused(runs, shards, tmp_path):
+    train_stage("autoencoder", 1, tmp_path, "other", f"shards={shards}")
+    (tmp_path / "pipeline" / "denoiser").symlink_to(runs / "pipeline" / "denoiser")
+    with pytest.raises(UserError, match="were made by autoencoder"):
+        TextTo25D.from_pretrained(tmp_path / "pipeline")
+
+
+def test_a_denoiser_of_other_channels_is_refused_in_one_line(runs, tmp_path):
+    small = [*SMALL, "denoiser.in_channels=16"]
+    with pytest.raises(UserError, match="the denoiser takes 6 of 16"):
+        train_stage("latent_diffusion", 1, tmp_path, "run", f"latents={runs}/latents", *small)
+
+
+def test_a_folder_without_latents_is_refused_in_one_line(shards, tmp_path):
+    with pytest.raises(UserError, match="latents"):
+        train_stage("latent_diffusion", 1, tmp_path, "run", f"latents={shards}", *SMALL)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from modules.losses.flow import (
+    TimestepMix,
+    add_noise,
+    mean_over_noisy,
+    mean_square,
+    to_velocity,
+    velocity_target,
+)
+
+
+def make_pair():
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 4, 3, 2, 5, generator=generator).unbind(0)
+    return clean, noise, torch.tensor([[0.3] * 3, [0.9, 0.0, 0.0], [1.0] * 3, [0.05, 0.5, 0.15]])
+
+
+def test_path_runs_from_clean_at_0_to_noise_at_1():
+    clean, noise, _ = make_pair()
+    assert torch.equal(add_noise(clean, noise, torch.zeros(4, 3)), clean)
+    assert torch.equal(add_noise(clean, noise, torch.ones(4, 3)), noise)
+
+
+def test_velocity_is_the_derivative_of_the_path():
+    clean, noise, t = make_pair()
+    step = (add_noise(clean, noise, t + 1e-2) - add_noise(clean, noise, t)) / 1e-2
+    target = velocity_target(clean, add_noise(clean, noise, t), noise, t, "velocity", 0.15)
+    torch.testing.assert_close(step, target, rtol=1e-3, atol=1e-3)
+
+
+def test_clean_and_velocity_predictions_agree_above_the_clamp():
+    clean, noise, t = make_pair()
+    noisy = add_noise(clean, noise, t)
+    velocity = to_velocity(clean, noisy, t, "clean", 0.15)
+    above = t >= 0.15
+    torch.testing.assert_close(velocity[above], (noise - clean)[above], rtol=1e-4, atol=1e-5)
+    assert (velocity[3, 0].abs() < (noise - clean)[3, 0].abs()).all()  # t = .05 is weighted down
+
+
+@pytest.mark.parametrize("kind", ["clean", "velocity"])
+def test_perfect_prediction_has_no_loss(kind):
+    clean, noise, t = make_pair()
+    noisy = add_noise(clean, noise, t)
+    perfect = clean if kind == "clean" else noise - clean
+    target = velocity_target(clean, noisy, noise, t, kind, 0.15)
+    assert mean_square(to_velocity(perfect, noisy, t, kind, 0.15) - target).max() < 1e-10
+
+
+def test_clean_modalities_do_not_count():
+    errors = torch.tensor([[1.0, 50.0, 3.0], [5.0, 50.0, 50.0]])
+    t = torch.tensor([[0.5, 0.0, 0.5], [0.5, 0.0, 0.0]])
+    assert mean_over_noisy(errors, t).tolist() == [3.0, 0.0, 3.0]
+
+
+def test_shares_of_the_mix_come_out():
+    mix = TimestepMix(joint=0.4, texture=0.3, geometry=0.2, independent=0.1)
+    t = mix.sample(20000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    joint = (t == t[:, :1]).all(dim=1)
+    texture = (t[:, 0] > 0) & (t[:, 1:] == 0).all(dim=1)
+    geometry = (t[:, 0] == 0) & (t[:, 1] > 0) & (t[:, 1] == t[:, 2])
+    independent = (t > 0).all(dim=1) & (t[:, 0] != t[:, 1])
+    shares = [kind.float().mean().item() for kind in (joint, texture, geometry, independent)]
+    assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.01)
+    assert t.max() < 1.0
+    assert torch.logit(t[joint, 0]).mean().item() == pytest.approx(mix.mean, abs=0.03)
+
+
+def test_shares_must_sum_to_one():
+    with pytest.raises(ValueError, match="sum to 1"):
+        TimestepMix(joint=0.9, texture=0.9, geometry=0.0, independent=0.0)

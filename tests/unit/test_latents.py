@@ -1,0 +1,163 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+
+from data_pipeline.contract import UserError
+from modules.latents.cache import encode_set, measure_spec, read_cache
+from modules.latents.codec import LatentCodec, load_autoencoder, pack, unpack
+from modules.latents.spec import LatentSpec, fingerprint
+
+AUTOENCODERS = {
+    "dc": lambda: AutoencoderDC(
+        latent_channels=6,
+        encoder_block_out_channels=(16, 16, 64),
+        decoder_block_out_channels=(16, 16, 64),
+        encoder_layers_per_block=(0, 1, 0),
+        decoder_layers_per_block=(0, 1, 0),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+    ),
+    "kl": lambda: AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        latent_channels=4,
+    ),
+    "tiny": lambda: AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    ),
+}
+
+
+def make_autoencoder(kind: str = "dc") -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AUTOENCODERS[kind]().eval().requires_grad_(False)
+
+
+def make_images(num_samples: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(num_samples, 3, 2, 3, 16, 16, generator=generator) * 2.0 - 1.0
+
+
+def make_spec(autoencoder: torch.nn.Module) -> LatentSpec:
+    return measure_spec(autoencoder, [make_images()], packing=2)
+
+
+def test_unpack_undoes_pack():
+    latents = torch.randn(2, 3, 5, 4, 8, 8)
+    packed = pack(latents, 4)
+    assert packed.shape == (2, 3, 5, 64, 2, 2)
+    assert torch.equal(unpack(packed, 4), latents)
+
+
+@pytest.mark.parametrize("kind", AUTOENCODERS)
+def test_codec_normalises_the_set_it_was_measured_on_and_decodes_what_the_autoencoder_does(kind):
+    autoencoder = make_autoencoder(kind)
+    codec = LatentCodec(autoencoder, make_spec(autoencoder), chunk=5)
+    latents = codec.encode(make_images())
+    assert latents.shape == (3, 3, 2, codec.spec.channels, 2, 2)
+    assert latents.mean(dim=(0, 2, 4, 5)).abs().max() < 1e-4
+    torch.testing.assert_close(
+        latents.square().mean(dim=(0, 2, 3, 4, 5)), torch.ones(3), rtol=1e-3, atol=1e-3
+    )
+    one = make_images()[1, 2, 1:2]
+    encoded = autoencoder.encode(one)
+    raw = (
+        encoded.latent_dist.mode()
+        if kind == "kl"
+        else (encoded.latents if kind == "tiny" else encoded.latent)
+    )
+    expected = autoencoder.decode(raw).sample.clamp(-1.0, 1.0)
+    torch.testing.assert_close(codec.decode(latents)[1, 2, 1:2], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_result_does_not_depend_on_the_chunk():
+    autoencoder = make_autoencoder()
+    spec = make_spec(autoencoder)
+    small, large = (LatentCodec(autoencoder, spec, chunk=chunk) for chunk in (1, 64))
+    torch.testing.assert_close(
+        small.encode(make_images()), large.encode(make_images()), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_statistics_do_not_depend_on_how_the_set_is_cut_into_batches():
+    autoencoder, images = make_autoencoder(), make_images()
+    whole = measure_spec(autoencoder, [images], packing=2)
+    cut = measure_spec(autoencoder, [images[:1], images[1:]], packing=2)
+    np.testing.assert_allclose(whole.mean, cut.mean, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(whole.std, cut.std, rtol=1e-4)
+
+
+def test_a_spec_survives_a_file_bit_for_bit(tmp_path):
+    spec = make_spec(make_autoencoder())
+    spec.save(tmp_path)
+    assert LatentSpec.load(tmp_path) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"conventions": 99}, "conventions version 99"), ({"std": [[1.0]]}, "not a latent spec")],
+)
+def test_a_spec_that_does_not_fit_is_refused(change, message):
+    content = json.loads(json.dumps(make_spec(make_autoencoder()).to_json())) | change
+    with pytest.raises(UserError, match=message):
+        LatentSpec.from_json(content, "somewhere")
+
+
+def test_latents_of_another_autoencoder_are_refused():
+    autoencoder = make_autoencoder()
+    spec = make_spec(autoencoder)
+    next(iter(autoencoder.parameters())).data[0] += 0.1
+    with pytest.raises(UserError, match="were made by autoencoder"):
+        LatentCodec(autoencoder, spec)
+
+
+def test_a_packing_that_does_not_fit_the_images_is_refused():
+    with pytest.raises(UserError, match="packing=3 does not divide the 4"):
+        measure_spec(make_autoencoder(), [make_images()], packing=3)
+
+
+def test_fingerprint_names_the_weights_and_survives_a_file(tmp_path):
+    autoencoder = make_autoencoder()
+    autoencoder.save_pretrained(tmp_path)
+    loaded = load_autoencoder(tmp_path)
+    assert fingerprint(loaded) == fingerprint(autoencoder)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert fingerprint(make_autoencoder("tiny")) != fingerprint(autoencoder)
+
+
+def test_a_folder_without_an_autoencoder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no autoencoder"):
+        load_autoencoder(tmp_path)
+
+
+def test_the_cache_holds_what_the_codec_gives():
+    autoencoder, images = make_autoencoder(), make_images()
+    batch = {"uid": ["a", "b", "c"], "captions": [["x"], [], ["y", "z"]], "images": images}
+    spec, members = encode_set(autoencoder, lambda: [batch], packing=2)
+    samples = dict(members)
+    assert list(samples) == ["a", "b", "c"]
+    meta = json.loads(samples["c"]["meta.json"])
+    assert meta == {"uid": "c", "captions": ["y", "z"], "conventions": 1}
+    stored = np.load(io.BytesIO(samples["c"]["latents.npy"]))
+    assert stored.dtype == np.float16
+    expected = LatentCodec(autoencoder, spec).encode(images)[2].numpy()
+    np.testing.assert_allclose(stored, expected, atol=2e-3)
+
+
+def test_a_folder_that_is_no_cache_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"make the latents with encode\.py"):
+        read_cache(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"kind": "samples"}')
+    with pytest.raises(UserError, match="holds no latents"):
+        read_cache(tmp_path)
