@@ -19,10 +19,9 @@ def render(config: DictConfig) -> None:
     staging = Path(config.out)
     assets = instantiate(config.source).assets()
     spec = RenderSpec(**{key: config[key] for key in RenderSpec.__dataclass_fields__})
-    render_assets(
-        assets, staging, spec, workers=config.workers, timeout_s=config.timeout_s, retry=config.retry,
-        blender_python=config.blender_python,
-    )  # fmt: skip
+    how = {key: config[key] for key in ("workers", "timeout_s", "retry", "blender_python")}
+    summary = render_assets(assets, staging, spec, **how)
+    print(f"{staging}: {summary}")
 
 
 def pack(config: DictConfig) -> None:

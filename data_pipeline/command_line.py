@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data_pipeline.contract import UserError
@@ -35,10 +35,10 @@ VERBATIM_KEYS = frozenset(
 DONE, USER_ERROR, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
-def quote_verbatim(argument: str, keys: frozenset[str] = VERBATIM_KEYS) -> str:
+def quote_verbatim(argument: str) -> str:
     """Return `key=value` with the value quoted for Hydra's grammar if `key` is a verbatim one."""
     key, equals, value = argument.partition("=")
-    if not equals or key not in keys:
+    if not equals or key not in VERBATIM_KEYS:
         return argument
     # OmegaConf: an interpolation is taken literally behind a backslash, and backslashes just
     # before one are halved.
@@ -67,11 +67,24 @@ def compose(
     Args:
         config_name: a file of conf/, without `.yaml`.
         overrides: as typed: `key=value`.
-        verbatim: keys to take verbatim besides `VERBATIM_KEYS`.
+        verbatim: further verbatim keys of this command; they may share a config group's name.
     """
-    quoted = [quote_verbatim(argument, VERBATIM_KEYS | verbatim) for argument in overrides]
+    own, others = _split(overrides, verbatim)
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(config_name, quoted)
+        config = hydra.compose(config_name, [quote_verbatim(argument) for argument in others])
+    return _set_verbatim(config, own)
+
+
+def _split(arguments: Sequence[str], keys: frozenset[str]) -> tuple[dict[str, str], list[str]]:
+    """Take `key=value` of the given keys out of the arguments."""
+    own = {k: v for k, _, v in (argument.partition("=") for argument in arguments) if k in keys}
+    return own, [argument for argument in arguments if argument.partition("=")[0] not in keys]
+
+
+def _set_verbatim(config: DictConfig, values: dict[str, str]) -> DictConfig:
+    for key, value in values.items():
+        OmegaConf.update(config, key, _escape_before(value, "${", "\\"))
+    return config
 
 
 def run(
@@ -87,7 +100,7 @@ def run(
         config_name: a file of conf/, without `.yaml`.
         main: does the work; returns an exit code, or None for 0.
         argv: the arguments; those of the process by default.
-        verbatim: keys to take verbatim besides `VERBATIM_KEYS`.
+        verbatim: further verbatim keys of this command; they may share a config group's name.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument.startswith("-") for argument in arguments):
@@ -107,12 +120,13 @@ def _run_by_hydra(
     verbatim: frozenset[str],
 ) -> None:
     """Leave `--help`, `--cfg job`, `--multirun` and their like to Hydra itself."""
-    quoted = [quote_verbatim(argument, VERBATIM_KEYS | verbatim) for argument in arguments]
+    own, others = _split(arguments, verbatim)
+    quoted = [quote_verbatim(argument) for argument in others]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
     sys.argv = [sys.argv[0], *quoted, *quiet]
 
     def guarded(config: DictConfig) -> None:
-        if code := _guarded(main, config):
+        if code := _guarded(main, _set_verbatim(config, own)):
             sys.exit(code)
 
     hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(guarded)()
@@ -139,9 +153,11 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
 
 
 def _usage_message(error: Exception) -> str:
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"unknown {group} {name!r}: choose one of {', '.join(sorted(error.options))}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.partition("/")
+        folder = CONFIG_DIR / group
+        known = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")]
+        return f"unknown {group} {name!r}: choose one of {', '.join(sorted(known))}"
     return f"{error} (--help lists the keys)"
 
 

@@ -1,4 +1,4 @@
-"""The staging folder: finished samples between `render` and `pack`, and the ledger of what happened.
+"""The staging folder: finished samples between `render` and `pack`, and a ledger of attempts.
 
     STAGING/render.json            what all samples in it were rendered with
     STAGING/ledger.jsonl           one line per attempt, append-only
@@ -76,7 +76,7 @@ class Staging:
                 records.append(json.loads(line))
             except ValueError:
                 raise UserError(
-                    f"{self.ledger_path}:{number} is damaged: delete that line, finished samples stay"
+                    f"{self.ledger_path}:{number} is damaged: delete that line (samples stay)"
                 ) from None
         return records
 
@@ -107,7 +107,8 @@ class Staging:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"{self.root} is being written by another render: wait for it, or choose another out="
+                    f"{self.root} is being written by another render: wait for it, or choose "
+                    "another out="
                 ) from None
             self._check_config(record)
             shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""Relief's models: geometry, latents, networks, losses, metrics, systems, callbacks and pipelines."""
+"""Relief's models: their parts, the recipes that train them, and inference."""

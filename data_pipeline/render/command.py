@@ -64,7 +64,8 @@ def find_blender_python(given: str | None) -> Path:
     path = Path(chosen) if chosen else REPOSITORY / ".venv-blender" / "bin" / "python"
     if not path.is_file():
         raise UserError(
-            f"no Blender environment at {path}: run `make install`, or set {BLENDER_PYTHON_VARIABLE}"
+            f"no Blender environment at {path}: run `make install`, or name one by "
+            f"{BLENDER_PYTHON_VARIABLE}"
         )
     return path.absolute()  # not resolved: a virtual environment's python is a link
 

@@ -1,4 +1,4 @@
-"""The ways in which an asset can fail. Standard library only: parent and Blender workers share it."""
+"""The ways in which an asset can fail. Standard library only: shared with the Blender workers."""
 
 REASONS = {
     "unreadable": "the file is missing, truncated, or not what its name says",

@@ -1,5 +1,6 @@
 """A farm of Blender workers: hands out assets, bounds them in time, survives their crashes."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -75,6 +76,7 @@ class Worker:
             "--parent", str(os.getpid()), "--settings", json.dumps(settings),
         ]  # fmt: skip
         with log_path.open("wb") as log:
+            # A session of its own: Ctrl-C reaches the parent alone, which then ends the group.
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -82,7 +84,7 @@ class Worker:
                 stderr=log,
                 env=environment,
                 pass_fds=(request_read, reply_write),
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the group
+                start_new_session=True,
             )
         os.close(request_read)
         os.close(reply_write)
@@ -95,10 +97,8 @@ class Worker:
         self.job = job
         self.deadline = time.monotonic() + timeout_s
         self._log_start = self.log_path.stat().st_size
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `receive` meets the end and reports the crash
             self._requests.write(json.dumps(job).encode() + b"\n")
-        except BrokenPipeError:
-            pass  # `receive` meets the end of the replies and reports the crash
 
     def receive(self) -> tuple[list[dict[str, Any]], bool]:
         """Return the replies that have arrived, and whether the worker's end is closed."""
@@ -117,10 +117,8 @@ class Worker:
         """End the whole process group at once and return the exit status."""
         self._requests.close()
         self.replies.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):  # gone already: wait() reaps it
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # gone already; wait() below reaps it
         return self.process.wait()
 
 
@@ -170,24 +168,21 @@ class Farm:
         waiting = iter(jobs)
         drained = False
         while True:
-            while not drained and (worker := self._idle_worker()) is not None:
+            while not drained and self._has_room():
                 job = next(waiting, None)
                 if job is None:
                     drained = True
                 else:
-                    self._dispatch(worker, job)
+                    self._dispatch(job)
             busy = [worker for worker in self._workers if worker.job is not None]
             if drained and not busy:
                 return
             for worker in self._wait(busy):
                 yield from self._advance(worker)
 
-    def _idle_worker(self) -> Worker | None:
-        """Return a worker without a job, starting one if the farm is not full."""
-        idle = next((worker for worker in self._workers if worker.job is None), None)
-        if idle is None and len(self._workers) < self._num_workers:
-            idle = self._start()
-        return idle
+    def _has_room(self) -> bool:
+        num_busy = sum(worker.job is not None for worker in self._workers)
+        return num_busy < self._num_workers
 
     def _start(self) -> Worker:
         self._num_started += 1
@@ -197,7 +192,10 @@ class Farm:
         self._selector.register(worker.replies, selectors.EVENT_READ, worker)
         return worker
 
-    def _dispatch(self, worker: Worker, job: dict[str, Any]) -> None:
+    def _dispatch(self, job: dict[str, Any]) -> None:
+        """Give the job to an idle worker, starting one if there is none."""
+        idle = next((worker for worker in self._workers if worker.job is None), None)
+        worker = idle or self._start()
         # Before it is ready a worker's clock covers its start; `_advance` sets the asset's own.
         worker.send(job, self._timeout_s if worker.ready else START_TIMEOUT_S)
 
@@ -244,7 +242,7 @@ class Farm:
         if job is None:
             return
         if status == -signal.SIGKILL:  # not by us: on Linux that is the kernel, short of memory
-            yield Outcome(job["uid"], "oom", "the worker was killed, most likely for memory", {}, tail)
+            yield Outcome(job["uid"], "oom", "killed, most likely for memory", {}, tail)
         else:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             yield Outcome(job["uid"], "crash", f"Blender died ({how})", {}, tail)
@@ -259,7 +257,7 @@ class Farm:
         hint = "run `make install` again"
         if ".so" in lines[-1]:
             hint = (
-                "install the system libraries that Blender needs: apt-get install libx11-6 libxrender1 "
-                "libxxf86vm1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl1 libegl1"
+                "install the system libraries that Blender needs: apt-get install libx11-6 "
+                "libxrender1 libxxf86vm1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl1 libegl1"
             )
         raise UserError(f"the Blender worker ({self._python}) does not start: {lines[-1]}: {hint}")

@@ -1,4 +1,4 @@
-"""What can be told about a file without Blender: missing, empty, huge, truncated, not importable."""
+"""What can be told about a file without Blender: missing, empty, huge, truncated, unsupported."""
 
 import json
 import struct
@@ -72,6 +72,8 @@ def _check_gltf(document: dict[str, Any]) -> None:
     required = document.get("extensionsRequired", ())
     refused = sorted(REFUSED_EXTENSIONS.intersection(required))
     if refused:
-        raise AssetFailure("unsupported", f"requires {', '.join(refused)}, which Blender cannot read")
+        raise AssetFailure(
+            "unsupported", f"requires {', '.join(refused)}, which Blender cannot read"
+        )
     if not document.get("meshes"):
         raise AssetFailure("empty", "the file holds no mesh")

@@ -84,8 +84,9 @@ def _trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
 
 @contextmanager
 def averaged_weights(trainer: lightning.Trainer, module: nn.Module) -> Iterator[None]:
-    """Let the module hold its averaged weights, for an export; without a `WeightAverage`, its own."""
-    averages = [c for c in trainer.callbacks if isinstance(c, WeightAverage)]  # pyright: ignore[reportAttributeAccessIssue]
+    """Let the module hold its averaged weights; without a `WeightAverage`, its own."""
+    callbacks: list[lightning.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    averages = [callback for callback in callbacks if isinstance(callback, WeightAverage)]
     for average in averages:
         average.swap(module)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 
 from data_pipeline.contract import CONVENTIONS_VERSION
+from modules.callbacks.ema import averaged_weights
 
 PIPELINE_RECORD = "relief.json"
 STAGES = ("autoencoder", "denoiser", "refiner_decoder")
@@ -25,7 +26,8 @@ class ExportStage(lightning.Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.interrupted and trainer.is_global_zero:
-            export_stage(pl_module, self.pipeline_dir)
+            with averaged_weights(trainer, pl_module):
+                export_stage(pl_module, self.pipeline_dir)
 
 
 def export_stage(system: lightning.LightningModule, pipeline_dir: Path) -> Path:

@@ -19,6 +19,11 @@ def record_run(run_dir: Path, resolved_config: str) -> None:
     (run_dir / "packages.txt").write_text("\n".join(versions) + "\n", encoding="utf-8")
 
 
+def git_commit() -> str:
+    """Return the commit of the checkout that this code runs from; empty outside of one."""
+    return _git("rev-parse", "HEAD").strip()
+
+
 def _git(*arguments: str) -> str:
     """Return git's answer about the checkout that this code runs from; empty outside of one."""
     try:

@@ -46,7 +46,7 @@ class FieldSample:
 
     Args:
         distance: signed distance, positive outside, cut off at the truncation; world units.
-        nearest: distance to the nearest lifted point (infinite beyond twice the truncation).
+        nearest: distance to the nearest lifted point (infinite beyond the truncation).
         free: how far the point lies in free space, cut off at the carving band; world units.
     """
 
@@ -63,9 +63,7 @@ class ClassicalField:
         settings: how points become a field.
     """
 
-    def __init__(
-        self, observation: Observation, settings: ClassicalSettings | None = None
-    ) -> None:
+    def __init__(self, observation: Observation, settings: ClassicalSettings | None = None) -> None:
         self.observation = observation
         self.settings = settings or ClassicalSettings()
         self.noise = estimate_noise(observation)
@@ -80,15 +78,17 @@ class ClassicalField:
         settings, spacing = self.settings, self._spacing
         free = self.free_space(points)
         truncation = settings.truncation
+        reach = 2.0 * settings.reach * spacing
         distance, index = self._tree.query(
-            points, k=settings.neighbours, distance_upper_bound=2.0 * truncation
+            points, k=settings.neighbours, distance_upper_bound=reach
         )
-        nearest = distance[:, 0]
+        nearest = distance[:, 0].copy()
+        near = np.isfinite(nearest)
+        nearest[~near] = self._tree.query(points[~near], distance_upper_bound=truncation)[0]
         value = np.sign(free) * np.minimum(nearest, truncation)
         band = settings.carve_band * self.observation.spacing
         # Where free space changes sign away from any point, it alone says where the surface is.
         value *= np.minimum(np.abs(free) / band, 1.0)
-        near = nearest < 2.0 * settings.reach * spacing
         if near.any():
             plane, sheet = self._imls(points[near], distance[near], index[near], free[near])
             trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
@@ -166,7 +166,9 @@ class ClassicalField:
         rows = np.arange(len(points))
         facing = np.einsum("pkc,pc->pk", normal, normal[rows, leading])
         nearest = squared[rows, leading][:, None]
-        exponent = np.clip((nearest - squared) / (2.0 * (settings.bandwidth * spacing) ** 2), None, 8)
+        exponent = np.clip(
+            (nearest - squared) / (2.0 * (settings.bandwidth * spacing) ** 2), None, 8
+        )
         weight = np.exp(exponent) * np.maximum(facing, 0.0) ** 2
         value = (weight * plane).sum(axis=1) / weight.sum(axis=1)
         # The other side of a sheet: opposed neighbours, at a thickness of leading + opposed plane.

@@ -107,7 +107,7 @@ def _evaluate(
     distance: DistanceFunction, axis: Float[ndarray, " s"], wanted: Bool[ndarray, "s s s"]
 ) -> Float[ndarray, "s s s"]:
     """Return the field on the wanted vertices of a grid, 0 elsewhere."""
-    index = np.argwhere(wanted)
+    index = np.ascontiguousarray(np.argwhere(wanted))  # as it comes, matmul is 10 times slower
     values = np.zeros(wanted.shape)
     for chunk in np.array_split(index, max(len(index) // 65536, 1)):
         values[tuple(chunk.T)] = distance(axis[chunk])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError
@@ -37,9 +36,7 @@ def read_cache(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def measure_spec(
-    autoencoder: nn.Module, images: Iterable[Tensor], *, packing: int
-) -> LatentSpec:
+def measure_spec(autoencoder: nn.Module, images: Iterable[Tensor], *, packing: int) -> LatentSpec:
     """Return the spec of an autoencoder's latents on a training set, in batches (b m v 3 h w).
 
     The mean is taken per modality and packed channel, the standard deviation per modality over all
@@ -51,7 +48,8 @@ def measure_spec(
     """
     count, total, total_square, shape = 0, torch.zeros(1), torch.zeros(1), None
     for batch in images:
-        raw = torch.cat([encode_images(autoencoder, chunk) for chunk in batch.flatten(0, 2).split(64)])
+        chunks = batch.flatten(0, 2).split(64)
+        raw = torch.cat([encode_images(autoencoder, chunk) for chunk in chunks])
         if raw.shape[-1] % packing:
             raise UserError(
                 f"packing={packing} does not divide the {raw.shape[-1]} latent cells of "
@@ -71,7 +69,7 @@ def measure_spec(
         packing=packing,
         mean=mean.tolist(),
         std=std.tolist(),
-        origin=f"mean per channel, std per modality, over {count} cells per modality of the training set",
+        origin=f"mean per channel, std per modality, over {count} cells of the training set",
         autoencoder=fingerprint(autoencoder),
         num_views=shape[2],
         grid=shape[-1],

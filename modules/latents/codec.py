@@ -22,8 +22,8 @@ def load_autoencoder(directory: Path) -> ModelMixin:
         autoencoder_class: Any = getattr(importlib.import_module("diffusers"), class_name)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{directory} holds no autoencoder of diffusers ({type(error).__name__}): give the folder "
-            "`autoencoder` of a pipeline, as train.py experiment=tiny/autoencoder exports it"
+            f"{directory} holds no autoencoder of diffusers ({type(error).__name__}): give the "
+            "folder `autoencoder` of a pipeline, as train.py experiment=tiny/autoencoder exports it"
         ) from error
     try:
         autoencoder = autoencoder_class.from_pretrained(
@@ -34,11 +34,16 @@ def load_autoencoder(directory: Path) -> ModelMixin:
     return autoencoder.eval().requires_grad_(False)
 
 
-def encode_images(autoencoder: nn.Module, images: Float[Tensor, "n 3 h w"]) -> Any:
+def encode_images(autoencoder: Any, images: Float[Tensor, "n 3 h w"]) -> Any:
     """Return raw latents (n c hl wl), the mode where the autoencoder gives a distribution."""
     encoded = autoencoder.encode(images)
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
+    return deterministic_latents(encoded)
+
+
+def deterministic_latents(encoded: Any) -> Any:
+    """Return the latents (n c hl wl) that an autoencoder without a distribution gave."""
     return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
@@ -74,7 +79,8 @@ class LatentCodec(nn.Module):
     def __init__(self, autoencoder: nn.Module, spec: LatentSpec, chunk: int = 64):
         super().__init__()
         spec.check_autoencoder(fingerprint(autoencoder), "latent codec")
-        self.autoencoder, self.spec, self.chunk = autoencoder, spec, chunk
+        self.autoencoder: Any = autoencoder
+        self.spec, self.chunk = spec, chunk
         for name in ("mean", "std"):
             values = torch.tensor(getattr(spec, name))[:, None, :, None, None]  # m 1 c 1 1
             self.register_buffer(name, values, persistent=False)

@@ -6,6 +6,9 @@ transpose of it. A linear code fitted to a single batch already has sharp normal
 which a random start reaches only after thousands of steps; training then goes on from there.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders.autoencoder_dc import (
     AutoencoderDC,
@@ -21,7 +24,7 @@ LIFT = 16.0
 most 1 beside a constant of 16 change the root mean square by less than 1 %."""
 
 RECTIFIER_OFFSET = 1.5
-"""Added before the decoder's last ReLU and taken away after it, so that values in [-1.5, inf) pass."""
+"""Added before the decoder's last ReLU and taken away after it: values above -1.5 pass."""
 
 
 def start_patch_linear(autoencoder: AutoencoderDC, images: Float[Tensor, "n 3 h w"]) -> None:
@@ -33,7 +36,8 @@ def start_patch_linear(autoencoder: AutoencoderDC, images: Float[Tensor, "n 3 h 
         ValueError: the configuration has a path that averages or repeats channels.
     """
     patch_px = autoencoder.spatial_compression_ratio
-    encoder, decoder = autoencoder.encoder, autoencoder.decoder
+    encoder: Any = autoencoder.encoder
+    decoder: Any = autoencoder.decoder
     _check_shortcuts_are_exact(autoencoder)
     mean, axes, scale = _principal_axes(images, patch_px, encoder.conv_out.out_channels)
     width, num_values = encoder.conv_out.in_channels, len(mean)
@@ -41,10 +45,12 @@ def start_patch_linear(autoencoder: AutoencoderDC, images: Float[Tensor, "n 3 h 
     with torch.no_grad():
         for module in autoencoder.modules():
             if isinstance(module, (DCDownBlock2d, DCUpBlock2d)):
-                module.conv.weight.zero_()
-                module.conv.bias.zero_()
+                conv: Any = module.conv
+                conv.weight.zero_()
+                conv.bias.zero_()
             elif isinstance(module, ResBlock):
-                module.norm.weight.zero_()
+                last: Any = module.norm
+                last.weight.zero_()
         pixels = encoder.conv_in.conv
         pixels.weight[:3, :, 1, 1] = torch.eye(3)
 
@@ -90,11 +96,10 @@ def _principal_axes(
     return mean.float(), axes.float(), scale
 
 
-def _set_pointwise(conv: nn.Conv2d, matrix: Float[Tensor, "o i"], bias: Float[Tensor, " o"]) -> None:
+def _set_pointwise(conv: Any, matrix: Float[Tensor, "o i"], bias: Float[Tensor, " o"]) -> None:
     """Make a 3x3 convolution apply `matrix` to every pixel by itself."""
     conv.weight.zero_()
     conv.weight[:, :, 1, 1] = matrix
-    assert conv.bias is not None
     conv.bias.copy_(bias)
 
 
@@ -106,7 +111,7 @@ def _check_shortcuts_are_exact(autoencoder: AutoencoderDC) -> None:
             layers[0] == 0
             and all(layers[1:-1])
             and widths[1] == 16
-            and all(wide == 4 * narrow for narrow, wide in zip(widths[1:-1], widths[2:], strict=True))
+            and all(wide == 4 * narrow for narrow, wide in pairwise(widths[1:]))
         )
         if not exact:
             raise ValueError(

@@ -28,7 +28,7 @@ def normal_angle_loss(
     target: Float[Tensor, "n 3 h w"],
     hit: Bool[Tensor, "n h w"],
 ) -> Float[Tensor, ""]:
-    """Return the mean of 1 - cos(angle) over hit pixels, in [0, 2]; `predicted` may be of any length."""
+    """Return the mean of 1 - cos(angle) over hit pixels, in [0, 2]; any length of `predicted`."""
     cosine = nn.functional.cosine_similarity(predicted, target, dim=1, eps=1e-4)
     return ((1.0 - cosine) * hit).sum() / hit.sum().clamp_min(1)
 

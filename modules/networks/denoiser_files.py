@@ -73,8 +73,8 @@ def load_denoiser(
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"{directory} holds no complete denoiser ({type(error).__name__}): export it again with "
-            "train.py experiment=tiny/latent_diffusion"
+            f"{directory} holds no complete denoiser ({type(error).__name__}): export it again "
+            "with train.py experiment=tiny/latent_diffusion"
         ) from error
     for network in (denoiser, text_encoder):
         network.eval().requires_grad_(False)

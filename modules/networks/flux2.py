@@ -5,6 +5,8 @@ each group of image tokens (a modality) is modulated by its own timestep, in eve
 last norm. With equal timesteps this is the stock `forward()` exactly (tests/unit/test_denoiser.py).
 """
 
+from typing import Any
+
 import torch
 from diffusers import Flux2Transformer2DModel
 from jaxtyping import Float
@@ -76,5 +78,6 @@ def _embed_time(
 def _call(transformer: Flux2Transformer2DModel, block: torch.nn.Module, *arguments: object):
     """Run a block, through gradient checkpointing where the transformer has it switched on."""
     if torch.is_grad_enabled() and transformer.gradient_checkpointing:
-        return transformer._gradient_checkpointing_func(block, *arguments)
+        checkpointed: Any = transformer._gradient_checkpointing_func
+        return checkpointed(block, *arguments)
     return block(*arguments)

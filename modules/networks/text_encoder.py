@@ -22,7 +22,7 @@ SPECIAL_WORDS = ("<pad>", "<unk>")
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case; letters and digits of any script, no punctuation."""
+    """Return the words of a text in lower case, of any script, without punctuation."""
     return re.findall(r"\w+", text.lower())
 
 

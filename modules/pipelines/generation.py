@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -46,7 +47,8 @@ class TextTo25D:
     ) -> None:
         self.codec, self.denoiser = codec, denoiser
         self.text_encoder, self.vocabulary = text_encoder, vocabulary
-        self.prediction, self.shift = prediction, shift
+        self.prediction: Prediction = prediction
+        self.shift = shift
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> "TextTo25D":
@@ -149,7 +151,7 @@ class TextTo25D:
             held: indices of modalities that stay clean, at timestep 0, from start to end.
             progress: called after every step.
         """
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=self.shift)
         scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / steps, steps).tolist())
         is_noisy = torch.ones(len(MODALITIES), device=noise.device)
         is_noisy[list(held)] = 0.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data_pipeline.contract import MODALITIES
-from modules.latents.codec import encode_images
+from modules.latents.codec import deterministic_latents, encode_images
 from modules.latents.patch_linear import start_patch_linear
 from modules.losses.image import (
     gradient_loss,
@@ -21,6 +21,7 @@ from modules.losses.image import (
     peak_signal_to_noise,
     reconstruction_loss,
 )
+from modules.systems.randomness import draw_generator
 
 NORMAL = MODALITIES.index("normal")
 
@@ -38,6 +39,7 @@ class AutoencoderSystem(lightning.LightningModule):
         normal_weight: of the angle between true and predicted normals on hit pixels.
         gradient_weight: of the error of image gradients.
         kl_weight: of the divergence from the unit normal; for autoencoders with a distribution.
+        seed: of what training draws.
     """
 
     stage = "autoencoder"
@@ -53,13 +55,18 @@ class AutoencoderSystem(lightning.LightningModule):
         normal_weight: float = 0.1,
         gradient_weight: float = 0.25,
         kl_weight: float = 1e-6,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.build_network, self.build_optimizer, self.build_scheduler = network, optimizer, scheduler
+        self.build_network, self.build_optimizer, self.build_scheduler = (
+            network,
+            optimizer,
+            scheduler,
+        )
         self.images_per_step = images_per_step
         self.patch_linear_start = patch_linear_start
         self.normal_weight, self.gradient_weight = normal_weight, gradient_weight
-        self.kl_weight = kl_weight
+        self.kl_weight, self.seed = kl_weight, seed
         self.autoencoder: Any = None
 
     def configure_model(self) -> None:
@@ -80,23 +87,26 @@ class AutoencoderSystem(lightning.LightningModule):
     def _start_from(self, images: Float[Tensor, "n 3 h w"]) -> None:
         """Start as the linear code of these patches; every process takes those of process 0."""
         if not isinstance(self.autoencoder, AutoencoderDC):
-            raise TypeError(f"patch_linear_start is for AutoencoderDC, not {type(self.autoencoder)}")
+            raise TypeError(
+                f"patch_linear_start is for AutoencoderDC, not {type(self.autoencoder)}"
+            )
         start_patch_linear(self.autoencoder, images)
         for parameter in self.autoencoder.parameters():
             parameter.data.copy_(self.trainer.strategy.broadcast(parameter.data))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        images, hit, modality = self._draw(batch)
+        generator = draw_generator(self, self.seed, batch_idx)
+        images, hit, modality = self._draw(batch, generator)
         encoded = self.autoencoder.encode(images)
         loss = images.new_zeros(())
         if hasattr(encoded, "latent_dist"):
             distribution = encoded.latent_dist
-            latents = distribution.sample()
+            latents = distribution.sample(generator)
             divergence = kl_loss(distribution.mean, distribution.logvar)
             self.log("train/loss/kl", divergence, batch_size=len(images))
             loss = loss + self.kl_weight * divergence
         else:
-            latents = encode_images(self.autoencoder, images)
+            latents = deterministic_latents(encoded)
         decoded = self.autoencoder.decode(latents).sample
         per_image = reconstruction_loss(decoded, images)
         per_image = per_image + self.gradient_weight * gradient_loss(decoded, images)
@@ -113,13 +123,15 @@ class AutoencoderSystem(lightning.LightningModule):
         return loss
 
     def _draw(
-        self, batch: dict[str, Any]
+        self, batch: dict[str, Any], generator: torch.Generator
     ) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, "n h w"], Int[Tensor, " n"]]:
         """Draw this step's images, their hit masks and modalities."""
         images: Tensor = batch["images"]
         num_samples, num_modalities, num_views = images.shape[:3]
         total = num_samples * num_modalities * num_views
-        chosen = torch.randperm(total, device=images.device)[: self.images_per_step]
+        chosen = torch.randperm(total, device=images.device, generator=generator)[
+            : self.images_per_step
+        ]
         sample = chosen // (num_modalities * num_views)
         modality, view = chosen // num_views % num_modalities, chosen % num_views
         return images[sample, modality, view], batch["hit"][sample, view], modality

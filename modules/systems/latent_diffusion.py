@@ -26,6 +26,7 @@ from modules.losses.flow import (
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.systems.randomness import draw_generator
 
 
 class LatentDiffusionSystem(lightning.LightningModule):
@@ -47,9 +48,11 @@ class LatentDiffusionSystem(lightning.LightningModule):
         text_dropout: share of captions that training replaces by the null caption.
         sampling_shift: shift of the sampler's timesteps that is exported; above 1 takes finer steps
             where noise is strong.
+        seed: of what training draws.
     """
 
     stage = "denoiser"
+    weights: Tensor
 
     def __init__(
         self,
@@ -65,13 +68,16 @@ class LatentDiffusionSystem(lightning.LightningModule):
         modality_weights: Sequence[float] = (1.0, 1.0, 1.0),
         text_dropout: float = 0.1,
         sampling_shift: float = 1.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.build_denoiser, self.build_text_encoder = denoiser, text_encoder
         self.build_optimizer, self.build_scheduler = optimizer, scheduler
         self.latents = Path(latents)
-        self.mix, self.prediction, self.min_t = mix, prediction, min_t
+        self.prediction: Prediction = prediction
+        self.mix, self.min_t = mix, min_t
         self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
+        self.seed = seed
         self.register_buffer("weights", torch.tensor(modality_weights), persistent=False)
         self.denoiser: Any = None
         self.text_encoder: Any = None
@@ -98,13 +104,14 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.vocabulary = Vocabulary(cache.get("vocabulary", ()))
 
     def on_fit_start(self) -> None:
-        assert self.spec is not None and self.vocabulary is not None
+        assert self.spec is not None
+        assert self.vocabulary is not None
         num_words, views = self.text_encoder.config["max_words"], len(self.denoiser.view_embedding)
         if self.denoiser.channels != self.spec.channels or views != self.spec.num_views:
             raise UserError(
-                f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} channels, "
-                f"the denoiser takes {views} of {self.denoiser.channels}: set denoiser.num_views and "
-                "denoiser.transformer.in_channels, or encode with another packing"
+                f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} "
+                f"channels, the denoiser takes {views} of {self.denoiser.channels}: set "
+                "denoiser.num_views and denoiser.in_channels, or encode with another packing"
             )
         if len(self.vocabulary) > num_words:
             raise UserError(
@@ -113,12 +120,14 @@ class LatentDiffusionSystem(lightning.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.spec is not None and self.vocabulary is not None
+        assert self.spec is not None
+        assert self.vocabulary is not None
         checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
         checkpoint["vocabulary"] = self.vocabulary.words
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.spec is not None and self.vocabulary is not None
+        assert self.spec is not None
+        assert self.vocabulary is not None
         spec = LatentSpec.from_json(json.loads(checkpoint["latent_spec"]), "the checkpoint")
         if spec != self.spec or checkpoint["vocabulary"] != self.vocabulary.words:
             raise UserError(
@@ -128,10 +137,13 @@ class LatentDiffusionSystem(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         latents: Tensor = batch["latents"]
-        keep = torch.rand(len(latents)) >= self.text_dropout
+        generator = draw_generator(self, self.seed, batch_idx)
+        drawn = {"device": latents.device, "generator": generator}
+        keep = torch.rand(len(latents), **drawn) >= self.text_dropout
         captions = [c if k else "" for c, k in zip(batch["caption"], keep.tolist(), strict=True)]
-        timesteps = self.mix.sample(len(latents), latents.device)
-        errors, baseline = self._errors(latents, captions, timesteps, torch.randn_like(latents))
+        timesteps = self.mix.sample(len(latents), **drawn)
+        noise = torch.randn(latents.shape, **drawn)
+        errors, baseline = self._errors(latents, captions, timesteps, noise)
         losses = mean_over_noisy(errors, timesteps)
         total = (losses * self.weights).sum() / self.weights.sum()
         ratio = losses.sum() / mean_over_noisy(baseline, timesteps).sum()
@@ -182,7 +194,8 @@ class LatentDiffusionSystem(lightning.LightningModule):
 
     def export(self, directory: Path) -> None:
         """Write denoiser, text encoder, vocabulary and latent spec."""
-        assert self.spec is not None and self.vocabulary is not None
+        assert self.spec is not None
+        assert self.vocabulary is not None
         sampling = {"prediction": self.prediction, "shift": self.sampling_shift}
         save_denoiser(directory, self.denoiser, self.text_encoder, self.vocabulary, sampling)
         self.spec.save(directory)

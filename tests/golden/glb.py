@@ -102,7 +102,7 @@ class GlbBuilder:
             "type": kind,
         }
         if bounds:
-            accessor |= {"min": rows.min(0).tolist(), "max": rows.max(0).tolist()}
+            accessor |= {"min": np.nanmin(rows, 0).tolist(), "max": np.nanmax(rows, 0).tolist()}
         self.document["accessors"].append(accessor)
         return len(self.document["accessors"]) - 1
 

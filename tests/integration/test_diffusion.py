@@ -94,7 +94,7 @@ def train_stage(stage, steps, runs, name="run", *overrides):
 
 
 SMALL = (
-    "denoiser.in_channels=768",
+    "denoiser.in_channels=512",
     "denoiser.num_layers=1",
     "denoiser.num_single_layers=1",
     "denoiser.num_attention_heads=2",
@@ -103,9 +103,7 @@ SMALL = (
 
 def encode_to(out, shards, runs):
     arguments = [f"shards={shards}", f"autoencoder={runs}/pipeline/autoencoder", f"out={out}"]
-    encode.main(
-        compose("encode", [*arguments, "packing=4"], verbatim=frozenset({"autoencoder"}))
-    )
+    encode.main(compose("encode", [*arguments, "packing=4"], verbatim=frozenset({"autoencoder"})))
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +124,13 @@ def read_metrics(run_dir):
 
 def test_cache_holds_every_sample_and_says_what_it_is(runs, shards):
     cache = read_cache(runs / "latents")
-    assert cache["vocabulary"][2:] == ["ball", "blue", "green", "red", "sphere", "a"] or set(
-        cache["vocabulary"][2:]
-    ) == {"a", "ball", "sphere", "red", "green", "blue"}
+    assert set(cache["vocabulary"][2:]) == {"a", "ball", "sphere", "red", "green", "blue"}
     dataset = LatentDataset(runs / "latents", keep_decoded=False)
     samples = [dataset[(i, i)] for i in range(len(dataset))]
     assert [sample["uid"] for sample in samples] == [f"ball_{i}" for i in range(NUM_SAMPLES)]
     assert samples[1]["caption"] == "a green ball"
     latents = torch.stack([sample["latents"] for sample in samples])
-    assert latents.shape == (NUM_SAMPLES, 3, 6, 768, 1, 1)
+    assert latents.shape == (NUM_SAMPLES, 3, 6, 512, 1, 1)
     assert latents.mean(dim=(0, 2, 4, 5)).abs().max() < 1e-2
     assert latents.square().mean().item() == pytest.approx(1.0, abs=0.01)
 
@@ -242,3 +238,27 @@ def test_a_denoiser_of_other_channels_is_refused_in_one_line(runs, tmp_path):
 def test_a_folder_without_latents_is_refused_in_one_line(shards, tmp_path):
     with pytest.raises(UserError, match="latents"):
         train_stage("latent_diffusion", 1, tmp_path, "run", f"latents={shards}", *SMALL)
+
+
+@pytest.mark.slow
+def test_the_autoencoder_overfits_eight_assets(shards, tmp_path):
+    eight = tmp_path / "eight"
+    with ShardWriter(eight, "render", 8) as writer:
+        for i in range(8):
+            colour = list(COLOURS)[i % 3]
+            writer.add(f"ball_{i}", make_sample(f"ball_{i}", colour, 0.26 + 0.03 * i))
+        writer.finish({"kind": "samples", "config_hash": "0" * 16})
+    first = read_metrics(train_stage("autoencoder", 1, tmp_path, "first", f"shards={eight}"))[-1]
+    last = read_metrics(train_stage("autoencoder", 400, tmp_path, "last", f"shards={eight}"))[-1]
+    assert float(last["val/normal/angle_deg"]) < 0.8 * float(first["val/normal/angle_deg"])
+    assert float(last["val/normal/angle_deg"]) < 4.0
+    assert float(last["val/coord/error"]) < 0.03
+    assert float(last["val/rgb/psnr_db"]) > 27.0
+
+
+@pytest.mark.slow
+def test_the_denoiser_beats_predict_zero_and_reads_its_captions(runs, tmp_path):
+    options = [f"latents={runs}/latents", *SMALL, "trainer.log_every_n_steps=50"]
+    last = read_metrics(train_stage("latent_diffusion", 400, tmp_path, "run", *options))[-1]
+    assert float(last["val/loss/predict_zero_ratio"]) < 0.25
+    assert float(last["val/loss/true_minus_shuffled"]) < 0.0

@@ -139,9 +139,9 @@ def test_drawn_masks_and_modalities_belong_to_the_drawn_images():
     views = (100 * sample[:, 0] + view[:, 0])[..., None, None].expand(2, 2, 16, 16)
     batch["hit"] = views  # numbers instead of a mask, to see which came along
     with pytest.raises(Exception, match=r"hit|return"):  # the shape checker wants booleans
-        system._draw(batch)
+        system._draw(batch, torch.Generator())
     batch["hit"] = views >= 100
-    images, hit, drawn = system._draw(batch)
+    images, hit, drawn = system._draw(batch, torch.Generator())
     assert torch.equal(images[:, 0, 0, 0] // 10 % 10, drawn.float())
     assert torch.equal(hit[:, 0, 0], images[:, 0, 0, 0] >= 100)
 

@@ -40,7 +40,9 @@ def fit(system, callback, tmp_path, steps, ckpt_path=None, **options):
         **options,
     )
     loader = DataLoader(torch.zeros(1000, 1))
-    trainer.fit(system, loader, DataLoader(torch.zeros(1, 1)), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(
+        system, loader, DataLoader(torch.zeros(1, 1)), ckpt_path=ckpt_path, weights_only=True
+    )
     return trainer
 
 

@@ -78,9 +78,7 @@ def test_guidance_moves_from_null_to_caption():
     pipeline = make_pipeline()
     text, null = pipeline.embed(["a red chair"]), pipeline.embed([""])
     noise = pipeline.starting_noise([0])
-    results = {
-        g: pipeline.sample(text, null, noise, steps=1, guidance=g) for g in (0.0, 1.0, 2.5)
-    }
+    results = {g: pipeline.sample(text, null, noise, steps=1, guidance=g) for g in (0.0, 1.0, 2.5)}
     expected = results[0.0] + 2.5 * (results[1.0] - results[0.0])
     torch.testing.assert_close(results[2.5], expected, rtol=1e-4, atol=1e-5)
     caption_is_null = pipeline.sample(null, null, noise, steps=1, guidance=7.0)

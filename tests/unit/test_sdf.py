@@ -116,7 +116,9 @@ def test_intersecting_parts_are_their_union(points):
     assert (result.distance[~outside] <= truth[~outside] + MAX_EDGE / 2).all()
     # The faces that lie inside the other box must not pull the distance to zero.
     core = np.array([[0.05, 0.0, 0.0], [0.1, 0.0, 0.0]])
-    assert (solid(np.concatenate([box(*first), box(*second)])).signed_distance(core).distance < -0.04).all()
+    assert (
+        solid(np.concatenate([box(*first), box(*second)])).signed_distance(core).distance < -0.04
+    ).all()
 
 
 def test_a_box_without_a_lid_is_hollow_with_thick_walls():
@@ -143,7 +145,12 @@ def test_a_pinhole_lowers_the_confidence_and_not_the_distance():
 
 
 def test_two_faces_upon_each_other_are_a_sheet(points):
-    square = np.array([[[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0]], [[-0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]]])
+    square = np.array(
+        [
+            [[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0]],
+            [[-0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]],
+        ]
+    )
     result = solid(np.concatenate([square, square[:, ::-1]])).signed_distance(points)
     truth = box_distance(points, (0.5, 0.5, 0.0)) - SHEET_HALF_THICKNESS
     np.testing.assert_allclose(result.distance, truth, atol=1e-5)
@@ -156,7 +163,9 @@ def test_cutting_keeps_the_surface_and_bounds_the_edges():
     assert edges.max() <= 0.05
 
     def area(soup):
-        return np.linalg.norm(np.cross(soup[:, 1] - soup[:, 0], soup[:, 2] - soup[:, 0]), axis=1).sum()
+        return np.linalg.norm(
+            np.cross(soup[:, 1] - soup[:, 0], soup[:, 2] - soup[:, 0]), axis=1
+        ).sum()
 
     assert area(pieces) == pytest.approx(area(triangles))
     assert exact_distance(triangles)(pieces.reshape(-1, 3)).max() < 1e-12

@@ -56,5 +56,7 @@ def test_word_order_and_padding_word_get_gradient():
     assert gradient is not None
     assert gradient[[PADDING, 2, 3]].abs().amax(dim=1).min() > 0
     assert encoder.position_embedding.grad is not None
-    swapped = encoder(torch.tensor([[3, 2, 0, 0, 0, 0]])) - encoder(torch.tensor([[2, 3, 0, 0, 0, 0]]))
+    swapped = encoder(torch.tensor([[3, 2, 0, 0, 0, 0]])) - encoder(
+        torch.tensor([[2, 3, 0, 0, 0, 0]])
+    )
     assert swapped.abs().max() > 1e-3

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from mathutils import Vector
-from mathutils.bvhtree import BVHTree
 from numpy.typing import NDArray
 
 from data_pipeline.contract import GEOMETRY_ARRAYS, RenderSpec
-from data_pipeline.render.blender.passes import ALPHA_THRESHOLD
+from data_pipeline.render.blender.scene import OPAQUE_ALPHA
 from data_pipeline.render.blender.signed_distance import Solid
-from data_pipeline.render.blender.surface import Surface
+from data_pipeline.render.blender.surface import Surface, build_tree
 from data_pipeline.render.failures import AssetFailure
 
 NEAR_SCALES = (0.005, 0.02, 0.08)
@@ -72,7 +71,9 @@ def encode_npz(arrays: dict[str, NDArray]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in GEOMETRY_ARRAYS:
             member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            np.lib.format.write_array(
+                member, np.ascontiguousarray(arrays[name]), allow_pickle=False
+            )
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, member.getvalue())
@@ -86,17 +87,13 @@ def _opaque(surface: Surface) -> NDArray[np.float64]:
     seen = np.zeros(count, dtype=bool)
     for place in places:
         _, alpha, _ = surface.shade(np.arange(count), np.tile(place, (count, 1)))
-        seen |= alpha >= ALPHA_THRESHOLD
+        seen |= alpha >= OPAQUE_ALPHA
     return surface.triangles[seen] if seen.any() else surface.triangles
 
 
-def _build_distance(triangles: NDArray[np.float64]):  # noqa: ANN202 - signed_distance.BuildDistance
+def _build_distance(triangles: NDArray[np.float64]):
     """Return the exact unsigned distance by Blender's own bounding volume tree."""
-    tree = BVHTree.FromPolygons(
-        triangles.reshape(-1, 3).tolist(),
-        np.arange(3 * len(triangles)).reshape(-1, 3).tolist(),
-        all_triangles=True,
-    )
+    tree = build_tree(triangles)
 
     def distance(points: NDArray[np.floating]) -> NDArray[np.float64]:
         find = tree.find_nearest

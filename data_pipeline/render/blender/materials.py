@@ -73,7 +73,10 @@ def _emit(material: bpy.types.Material, colour: tuple[float, ...]) -> None:
     material.use_nodes = True
     tree = material.node_tree
     tree.nodes.clear()
-    output, emission = tree.nodes.new("ShaderNodeOutputMaterial"), tree.nodes.new("ShaderNodeEmission")
+    output, emission = (
+        tree.nodes.new("ShaderNodeOutputMaterial"),
+        tree.nodes.new("ShaderNodeEmission"),
+    )
     emission.inputs["Color"].default_value = (*colour[:3], 1.0)
     tree.links.new(emission.outputs[0], output.inputs["Surface"])
 
@@ -99,7 +102,7 @@ def _rewire(tree: bpy.types.NodeTree, done: set[str]) -> None:
             _replace_shader(tree, node, COLOUR_INPUT[node.type])
         elif node.type == "EMISSION":
             _unhook(tree, node.inputs["Strength"])
-            # Added to a scattering shader, it is glow on top of the albedo; alone, it is the colour.
+            # Added to a scattering shader it is glow on top of the albedo; alone, the colour.
             added = any(link.to_node.type == "ADD_SHADER" for link in node.outputs[0].links)
             node.inputs["Strength"].default_value = 0.0 if added else 1.0
 

@@ -4,6 +4,7 @@ Cycles can only tell colours at pixels; surface samples need them anywhere, also
 looks. What a node here does not cover is reported by name, never guessed in silence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ class ImageCache:
     images: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def get(self, image: bpy.types.Image) -> NDArray[np.float32]:
-        """Return RGBA as stored `(h, w, 4)`, first row at the bottom; magenta if it has no pixels."""
+        """Return RGBA as stored `(h, w, 4)`, first row at the bottom; magenta if unreadable."""
         if image.name not in self.images:
             width, height = image.size
             if not width or not height:
@@ -102,7 +103,10 @@ class SurfaceShader:
         self.unsupported.add(node.type)
         return self._constant((0.214, 0.214, 0.214)), nothing[1] + 1.0
 
-    def _through_group(self, node: bpy.types.Node, socket: bpy.types.NodeSocket, evaluate: Any) -> Any:
+    def _through_group(
+        self, node: bpy.types.Node, socket: bpy.types.NodeSocket, evaluate: Callable[..., Any]
+    ) -> Any:
+        """Evaluate what lies behind a group's output, or behind an input seen from inside it."""
         if node.type == "GROUP":
             output = next(n for n in node.node_tree.nodes if n.type == "GROUP_OUTPUT")
             inner = next(s for s in output.inputs if s.identifier == socket.identifier)
@@ -160,7 +164,9 @@ class SurfaceShader:
             case "REROUTE":
                 return self.value(node.inputs[0])
             case "GAMMA":
-                return np.maximum(self.value(node.inputs[0])[:, :3], 0) ** self.value(node.inputs[1])
+                return np.maximum(self.value(node.inputs[0])[:, :3], 0) ** self.value(
+                    node.inputs[1]
+                )
             case "INVERT":
                 share, colour = self.value(node.inputs[0]), self.value(node.inputs[1])[:, :3]
                 return colour * (1 - share) + (1 - colour) * share
@@ -185,7 +191,9 @@ class SurfaceShader:
         return np.concatenate([uv, np.zeros((len(uv), 1))], axis=1)
 
     def _colour_attribute(self, name: str) -> Values:
-        found = self.part.colours.get(name) if name else next(iter(self.part.colours.values()), None)
+        found = (
+            self.part.colours.get(name) if name else next(iter(self.part.colours.values()), None)
+        )
         if found is None:
             return self._constant((0.0, 0.0, 0.0, 0.0))
         domain, colours = found
@@ -194,7 +202,9 @@ class SurfaceShader:
 
     def _mapping(self, node: bpy.types.Node) -> Values:
         vector = self.value(node.inputs["Vector"])[:, :3]
-        location, rotation = (np.array(node.inputs[k].default_value) for k in ("Location", "Rotation"))
+        location, rotation = (
+            np.array(node.inputs[k].default_value) for k in ("Location", "Rotation")
+        )
         scale = np.array(node.inputs["Scale"].default_value)
         if node.vector_type not in {"POINT", "TEXTURE"} or rotation[:2].any():
             self.unsupported.add(f"MAPPING.{node.vector_type}")
@@ -264,9 +274,7 @@ class SurfaceShader:
         return np.clip(result, 0.0, 1.0) if node.use_clamp else result
 
 
-def _sample(
-    pixels: NDArray[np.float32], uv: Values, closest: bool, extension: str
-) -> Values:
+def _sample(pixels: NDArray[np.float32], uv: Values, closest: bool, extension: str) -> Values:
     """Look an image up, `(h, w, 4)` with the first row at v = 0, bilinearly as Cycles does."""
     size = np.array([pixels.shape[1], pixels.shape[0]])
     place = uv * size - (0.0 if closest else 0.5)
@@ -274,7 +282,7 @@ def _sample(
     rest = np.zeros_like(place) if closest else place - low
 
     def texel(offset_x: int, offset_y: int) -> Values:
-        index = low + (offset_x, offset_y)
+        index = low + np.array((offset_x, offset_y))
         if extension == "REPEAT":
             index = index % size
         elif extension == "MIRROR":

@@ -1,6 +1,6 @@
 """Take the views: one render call each, two view layers, encoded as the contract says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from data_pipeline.contract import (
     encode_normal,
     linear_to_srgb,
 )
-from data_pipeline.render.blender.scene import add_camera, place_camera
+from data_pipeline.render.blender.scene import OPAQUE_ALPHA, add_camera, place_camera
 from data_pipeline.render.failures import AssetFailure
 
 COLOUR_LAYER, GEOMETRY_LAYER = "colour", "geometry"
 
-ALPHA_THRESHOLD = 0.5
-"""A surface less opaque than this is no surface for normal, coord and hit; rgb still blends it."""
+FaceNormals = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Takes positions on the surface `(n, 3)`, returns the geometric normals there, of either sign."""
 
 MISS_DEPTH = 1e9
 """Cycles writes a depth of 1e10 where a ray meets nothing."""
@@ -96,15 +96,18 @@ def set_up_cycles(spec: RenderSpec, seed: int, threads: int) -> None:
     geometry.samples = 1
     geometry.use_pass_normal = geometry.use_pass_position = geometry.use_pass_z = True
     for layer in (colour, geometry):
-        layer.pass_alpha_threshold = ALPHA_THRESHOLD
+        layer.pass_alpha_threshold = OPAQUE_ALPHA
 
 
-def render_views(cameras: Sequence[Camera], spec: RenderSpec, scratch: Path) -> Views:
+def render_views(
+    cameras: Sequence[Camera], spec: RenderSpec, face_normals: FaceNormals, scratch: Path
+) -> Views:
     """Render every camera.
 
     Args:
         cameras: the views in storage order.
         spec: resolution and samples; `set_up_cycles` has been called with it.
+        face_normals: of the asset in world coordinates.
         scratch: folder for the one EXR file that Blender writes and this function removes.
 
     Raises:
@@ -119,7 +122,7 @@ def render_views(cameras: Sequence[Camera], spec: RenderSpec, scratch: Path) -> 
         place_camera(camera_object, camera)
         exr.unlink(missing_ok=True)
         bpy.ops.render.render(write_still=True)
-        views.append(_encode(_read_exr(exr), camera, spec.resolution_px))
+        views.append(_encode(_read_exr(exr), camera, spec.resolution_px, face_normals))
     exr.unlink()
     rgb, normal, coord, hit = (np.stack([view[i] for view in views]) for i in range(4))
     if not hit.any():
@@ -144,10 +147,12 @@ def _read_exr(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _encode(
-    passes: dict[str, NDArray[np.float32]], camera: Camera, resolution_px: int
-) -> tuple[
-    NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8], float
-]:
+    passes: dict[str, NDArray[np.float32]],
+    camera: Camera,
+    resolution_px: int,
+    face_normals: FaceNormals,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8], float]:
+    """Return rgb, normal, coord and hit of one view as stored, and the largest coordinate."""
     hit = passes["depth"][..., 0] < MISS_DEPTH
     position = np.where(hit[..., None], passes["position"].astype(np.float64), 0.0)
     normal = np.where(hit[..., None], passes["normal"].astype(np.float64), 0.0)
@@ -155,23 +160,47 @@ def _encode(
         if not np.isfinite(values).all():
             raise AssetFailure("nonfinite", f"the {name} of view {camera.name} holds NaN")
     _, directions = camera.rays(resolution_px)
-    length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    # Where a file stores zero normals nothing is left to interpolate: such a surface faces us.
-    normal = np.where(hit[..., None] & (length < 1e-6), -directions, normal / np.maximum(length, 1e-6))
-    normal *= np.where((normal * directions).sum(-1, keepdims=True) > 0.0, -1.0, 1.0)
-    max_abs = float(np.abs(position).max(initial=0.0))
+    normal[hit] = _face_camera(normal[hit], position[hit], directions[hit], face_normals)
     return (
         _encode_rgb(passes["combined"]),
         encode_normal(normal),
         encode_coord(position),
         hit.astype(np.uint8) * 255,
-        max_abs,
+        float(np.abs(position).max(initial=0.0)),
     )
 
 
+def _face_camera(
+    normal: NDArray[np.float64],
+    position: NDArray[np.float64],
+    directions: NDArray[np.float64],
+    face_normals: FaceNormals,
+) -> NDArray[np.float64]:
+    """Return unit normals on the side of the surface that is seen; all arrays `(n, 3)`.
+
+    Cycles turns normals to the side of the face that it hit, by winding. What then still looks away
+    was either stored against the winding, and is turned here, or leans beyond the horizon because
+    smooth shading does that near a silhouette: such a normal stays, or a point would have opposite
+    normals in two views.
+    """
+    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    # Where a file stores zero normals there is nothing to interpolate: the face's own must do.
+    unit = np.where(length > 1e-6, normal / np.maximum(length, 1e-6), 0.0)
+    doubtful = np.flatnonzero((unit * directions).sum(axis=1) >= 0.0)
+    if len(doubtful):
+        face = face_normals(position[doubtful])
+        face *= np.where((face * directions[doubtful]).sum(axis=1) > 0.0, -1.0, 1.0)[:, None]
+        seen = unit[doubtful]
+        against = (seen * face).sum(axis=1, keepdims=True) < 0.0
+        seen = np.where(against, -seen, seen)
+        unit[doubtful] = np.where(length[doubtful] > 1e-6, seen, face)
+    return unit
+
+
 def _encode_rgb(combined: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turn premultiplied linear RGBA into 8 bit sRGB with straight alpha; colour 0 where alpha is."""
+    """Turn premultiplied linear RGBA into 8 bit sRGB with straight alpha; clear pixels black."""
     alpha = np.clip(combined[..., 3:].astype(np.float64), 0.0, 1.0)
-    straight = np.divide(combined[..., :3], alpha, where=alpha > 0, out=np.zeros_like(combined[..., :3], dtype=np.float64))
+    premultiplied = combined[..., :3].astype(np.float64)
+    straight = np.divide(premultiplied, alpha, where=alpha > 0, out=np.zeros_like(premultiplied))
     srgb = np.clip(linear_to_srgb(straight), 0.0, 1.0)
     return np.rint(np.concatenate([srgb, alpha], axis=-1) * 255.0).astype(np.uint8)

@@ -17,6 +17,9 @@ from data_pipeline.render.failures import AssetFailure
 MAX_FACES = 4_000_000
 """Triangles of one asset; more would need over 8 GB in a worker."""
 
+OPAQUE_ALPHA = 0.5
+"""What is less opaque is no surface to normal, coord, hit and geometry; rgb still blends it."""
+
 
 def _gltf(path: str) -> set[str]:
     # Without `disable_bone_shape` the importer adds an icosphere of its own for every armature.
@@ -25,7 +28,14 @@ def _gltf(path: str) -> set[str]:
 
 def _usd(path: str) -> set[str]:
     return bpy.ops.wm.usd_import(
-        filepath=path, import_cameras=False, import_lights=False, import_subdivision=False
+        filepath=path,
+        import_cameras=False,
+        import_lights=False,
+        import_guide=False,
+        import_proxy=False,
+        import_subdiv=False,
+        create_world_material=False,
+        set_frame_range=False,
     )
 
 
@@ -36,17 +46,20 @@ def _fbx(path: str) -> set[str]:
 IMPORTERS: dict[str, Callable[[str], set[str]]] = {
     ".glb": _gltf,
     ".gltf": _gltf,
-    ".obj": lambda path: bpy.ops.wm.obj_import(filepath=path),
+    ".obj": lambda path: bpy.ops.wm.obj_import(filepath=path, validate_meshes=False),
     ".fbx": _fbx,
     ".ply": lambda path: bpy.ops.wm.ply_import(filepath=path),
-    ".stl": lambda path: bpy.ops.wm.stl_import(filepath=path),
+    ".stl": lambda path: bpy.ops.wm.stl_import(filepath=path, use_mesh_validate=False),
     ".usd": _usd,
     ".usda": _usd,
     ".usdc": _usd,
     ".usdz": _usd,
     ".dae": lambda path: bpy.ops.wm.collada_import(filepath=path),
 }
-"""Importer of each file suffix; all of them deliver Blender's frame, Z up."""
+"""Importer of each file suffix; all of them deliver Blender's frame, Z up.
+
+None validates its meshes where it can be told so: validation turns NaN into 0, and is done here.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ def import_asset(path: Path) -> None:
     The asset's own lights and cameras are removed, and so is what it hides.
 
     Raises:
-        AssetFailure: `unsupported`, `unreadable` or `empty`.
+        AssetFailure: `unsupported`, `unreadable` or `nonfinite`.
     """
     bpy.ops.wm.read_factory_settings(use_empty=True)
     importer = IMPORTERS.get(path.suffix.lower())
@@ -98,6 +111,10 @@ def import_asset(path: Path) -> None:
         elif thing.hide_viewport or thing.hide_get():
             # Final renders heed `hide_render` alone; one flag then rules geometry and images.
             thing.hide_render = True
+    for mesh in bpy.data.meshes:
+        if not np.isfinite(_read(mesh.vertices, "co", 3, np.float32)).all():
+            raise AssetFailure("nonfinite", f"mesh {mesh.name!r} has NaN or infinite vertices")
+        mesh.validate()
     bpy.context.scene.frame_set(0)
 
 
@@ -147,17 +164,17 @@ def extract_parts() -> list[MeshPart]:
 def _extract(mesh: bpy.types.Mesh, matrix: Matrix, thing: bpy.types.Object) -> MeshPart:
     mesh.calc_loop_triangles()
     positions = _read(mesh.vertices, "co", 3, np.float32).astype(np.float64)
-    if not np.isfinite(positions).all():
-        raise AssetFailure("nonfinite", f"mesh {thing.name!r} has NaN or infinite vertices")
     to_world = np.asarray(matrix, dtype=np.float64)
     positions = positions @ to_world[:3, :3].T + to_world[:3, 3]
     if not np.isfinite(positions).all():
-        raise AssetFailure("nonfinite", f"object {thing.name!r} has a NaN or infinite transform")
+        raise AssetFailure("nonfinite", f"object {thing.name!r} is transformed to NaN or infinity")
     vertices = _read(mesh.loop_triangles, "vertices", 3, np.int32).astype(np.int64)
     materials = tuple(slot.material.original for slot in thing.material_slots)
     index = _read(mesh.loop_triangles, "material_index", 1, np.int32)[:, 0].astype(np.int64)
     layers = sorted(mesh.uv_layers, key=lambda layer: not layer.active_render)
-    colours = sorted(mesh.color_attributes, key=lambda a: a.name != mesh.color_attributes.default_color_name)
+    colours = sorted(
+        mesh.color_attributes, key=lambda a: a.name != mesh.color_attributes.default_color_name
+    )
     return MeshPart(
         triangles=positions[vertices],
         corners=_read(mesh.loop_triangles, "loops", 3, np.int32).astype(np.int64),

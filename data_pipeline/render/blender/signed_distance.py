@@ -44,7 +44,7 @@ SIDE_RAY_BUDGET = 40_000_000
 BuildDistance = Callable[
     [NDArray[np.float64]], Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ]
-"""Takes triangles `(f, 3, 3)`, returns a function from points `(k, 3)` to unsigned distances `(k,)`."""
+"""Takes triangles `(f, 3, 3)`, returns a function of points `(k, 3)`: unsigned distances `(k,)`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Solid:
     def _escaping_share(
         self, points: NDArray[np.float64], num_rays: int, sure: float
     ) -> NDArray[np.float64]:
-        """Return the share of rays that meet nothing; points whose share exceeds `sure` stop early."""
+        """Return the share of rays that meet nothing; above `sure`, no more rays are cast."""
         directions = sphere_directions(num_rays)
         escaped, cast = np.zeros(len(points)), np.zeros(len(points))
         active = np.arange(len(points))
@@ -161,7 +161,9 @@ class FloodedShell:
     def _index(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.floor((points - self._low) / CELL).astype(np.int64)
 
-    def _look_up(self, points: NDArray[np.float64], grid: NDArray[np.bool_], beyond: bool) -> NDArray:
+    def _look_up(
+        self, points: NDArray[np.float64], grid: NDArray[np.bool_], beyond: bool
+    ) -> NDArray:
         index = self._index(points)
         within = ((index >= 0) & (index < len(grid))).all(axis=1)
         return np.where(within, grid[tuple(np.clip(index, 0, len(grid) - 1).T)], beyond)
@@ -201,7 +203,9 @@ def cut_long_edges(triangles: NDArray[np.float64], limit: float) -> NDArray[np.f
     done: list[NDArray[np.float64]] = []
     rest = np.asarray(triangles, dtype=np.float64)
     while len(rest):
-        edges = np.linalg.norm(rest - np.roll(rest, -1, axis=1), axis=2)  # edge i: corner i to i + 1
+        edges = np.linalg.norm(
+            rest - np.roll(rest, -1, axis=1), axis=2
+        )  # edge i: corner i to i + 1
         long = edges.max(axis=1) > limit
         done.append(rest[~long])
         rest, longest = rest[long], edges[long].argmax(axis=1)
@@ -212,7 +216,7 @@ def cut_long_edges(triangles: NDArray[np.float64], limit: float) -> NDArray[np.f
     return np.concatenate(done)
 
 
-def _lattices(pieces: NDArray[np.float64], spacing: float):  # noqa: ANN202 - a private generator
+def _lattices(pieces: NDArray[np.float64], spacing: float):
     """Yield points `(k, 3)` that cover the triangles with gaps of at most `spacing`."""
     edges = np.linalg.norm(pieces - np.roll(pieces, -1, axis=1), axis=2).max(axis=1)
     steps = np.maximum(np.ceil(edges / spacing), 1).astype(np.int64)

@@ -1,14 +1,16 @@
 """The asset as one triangle soup, and points sampled on it by area."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from mathutils import Vector
+from mathutils.bvhtree import BVHTree
 from numpy.typing import NDArray
 
 from data_pipeline.contract import SourceFrame, linear_to_srgb
 from data_pipeline.render.blender.node_colours import ImageCache, SurfaceShader
-from data_pipeline.render.blender.passes import ALPHA_THRESHOLD
-from data_pipeline.render.blender.scene import MeshPart
+from data_pipeline.render.blender.scene import OPAQUE_ALPHA, MeshPart
 from data_pipeline.render.failures import AssetFailure
 
 MAX_ROUNDS = 16
@@ -55,8 +57,17 @@ class Surface:
         self._part = np.repeat(np.arange(len(parts)), counts)[solid]
         self._local = np.concatenate([np.arange(count) for count in counts])[solid]
 
+    def face_normals(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the geometric normals `(n, 3)` of the faces nearest to `points` `(n, 3)`."""
+        find = self._tree.find_nearest
+        return self._normals[[find(Vector(point))[2] for point in points.tolist()]]
+
+    @cached_property
+    def _tree(self) -> BVHTree:
+        return build_tree(self.triangles)
+
     def sample(self, count: int, rng: np.random.Generator) -> SurfaceSamples:
-        """Draw `count` points by area; texels less opaque than `ALPHA_THRESHOLD` are no surface.
+        """Draw `count` points by area; texels less opaque than `OPAQUE_ALPHA` are no surface.
 
         Raises:
             AssetFailure: `blank` when (nearly) the whole surface is transparent.
@@ -67,7 +78,7 @@ class Surface:
         for _ in range(MAX_ROUNDS):
             triangle, weights = self._draw(count, rng)
             colour, alpha, unknown = self.shade(triangle, weights)
-            keep = alpha >= ALPHA_THRESHOLD
+            keep = alpha >= OPAQUE_ALPHA
             unsupported |= unknown
             chosen.append((triangle[keep], weights[keep], colour[keep]))
             found += int(keep.sum())
@@ -75,7 +86,9 @@ class Surface:
                 break
         else:
             raise AssetFailure("blank", "its materials are transparent")
-        triangle, weights, colour = (np.concatenate(rows)[:count] for rows in zip(*chosen, strict=True))
+        triangle, weights, colour = (
+            np.concatenate(rows)[:count] for rows in zip(*chosen, strict=True)
+        )
         position = (self.triangles[triangle] * weights[..., None]).sum(axis=1)
         return SurfaceSamples(
             position=position.astype(np.float32),
@@ -117,3 +130,11 @@ class Surface:
                 colour[rows], alpha[rows] = shader.shade(part.materials[slot])
                 unsupported |= shader.unsupported
         return colour, alpha, unsupported
+
+
+def build_tree(triangles: NDArray[np.float64]) -> BVHTree:
+    """Return Blender's search tree over triangles `(f, 3, 3)`."""
+    corners = np.arange(3 * len(triangles)).reshape(-1, 3)
+    return BVHTree.FromPolygons(
+        triangles.reshape(-1, 3).tolist(), corners.tolist(), all_triangles=True
+    )

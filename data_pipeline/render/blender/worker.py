@@ -31,6 +31,7 @@ from data_pipeline.render.blender.passes import Views, render_views, set_up_cycl
 from data_pipeline.render.blender.scene import MeshPart, extract_parts, import_asset, normalise
 from data_pipeline.render.blender.surface import Surface
 from data_pipeline.render.failures import AssetFailure
+from data_pipeline.render.nonfinite import check_finite
 
 PR_SET_PDEATHSIG = 1
 
@@ -71,15 +72,17 @@ def render_asset(
     seed = spec.asset_seed(job["uid"])
     with watch.stage("import"):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        check_finite(path)
         import_asset(path)
         make_unlit()
         parts = extract_parts()
         frame = normalise(parts)
+        surface = Surface(parts, frame)
     with watch.stage("render"):
         set_up_cycles(spec, seed, threads)
-        views = render_views(spec.cameras, spec, folder)
+        views = render_views(spec.cameras, spec, surface.face_normals, folder)
     with watch.stage("geometry"):
-        geometry = sample_geometry(Surface(parts, frame), spec, seed)
+        geometry = sample_geometry(surface, spec, seed)
     with watch.stage("write"):
         meta = {
             "uid": job["uid"],
@@ -156,7 +159,7 @@ def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent goes, and be the first to go short of memory."""
+    """Have Linux kill this process with its parent, and before others when memory runs out."""
     if platform.system() != "Linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,85 @@
+"""Find NaN and infinite vertices in the file itself: Blender's importers turn them into zeros.
+
+Covers what can be read without an importer: glTF (but for compressed meshes) and PLY. The other
+importers are told not to mend, see `blender.scene`.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.render.failures import AssetFailure
+
+FLOAT32 = 5126
+"""glTF's name of the component type."""
+
+PLY_TYPES = {
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
+    "float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2",
+    "int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8",
+}  # fmt: skip
+
+
+def check_finite(path: Path) -> None:
+    """Raise AssetFailure if the file holds vertices that are NaN or infinite.
+
+    A file too damaged to be read here passes: the importer has its own word for it.
+    """
+    content = path.read_bytes()
+    read = {".glb": _glb_positions, ".ply": _ply_positions}.get(path.suffix.lower())
+    if read is None:
+        return
+    try:
+        positions = read(content)
+    except (ValueError, KeyError, IndexError, TypeError, struct.error):
+        return
+    for values in positions:
+        num_bad = int((~np.isfinite(values)).any(axis=1).sum())
+        if num_bad:
+            raise AssetFailure("nonfinite", f"{num_bad} vertices are NaN or infinite")
+
+
+def _glb_positions(content: bytes) -> list[NDArray[Any]]:
+    """Return the float positions of every primitive of a GLB, `(n, 3)` each."""
+    json_length = struct.unpack_from("<I", content, 12)[0]
+    document = json.loads(content[20 : 20 + json_length])
+    binary = content[20 + json_length + 8 :]
+    positions = []
+    for mesh in document.get("meshes", ()):
+        for primitive in mesh["primitives"]:
+            accessor = document["accessors"][primitive["attributes"]["POSITION"]]
+            if accessor["componentType"] != FLOAT32 or "bufferView" not in accessor:
+                continue  # quantised (always finite), or compressed
+            view = document["bufferViews"][accessor["bufferView"]]
+            if view["buffer"] != 0 or "uri" in document["buffers"][0]:
+                continue
+            start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+            shape, stride = (accessor["count"], 3), view.get("byteStride", 12)
+            positions.append(np.ndarray(shape, "<f4", binary, start, (stride, 4)))
+    return positions
+
+
+def _ply_positions(content: bytes) -> list[NDArray[Any]]:
+    """Return the positions of a PLY whose first element is `vertex`, without lists."""
+    head, _, body = content.partition(b"end_header\n")
+    lines = [line.split() for line in head.decode("ascii").splitlines()]
+    kind = next(line[1] for line in lines if line[0] == "format")
+    elements = [index for index, line in enumerate(lines) if line and line[0] == "element"]
+    _, name, count = lines[elements[0]]
+    if name != "vertex":
+        return []
+    end = elements[1] if len(elements) > 1 else len(lines)
+    properties = [line[1:] for line in lines[elements[0] : end] if line[0] == "property"]
+    names = [prop[-1] for prop in properties]
+    columns = [names.index(axis) for axis in "xyz"]
+    if kind == "ascii":
+        rows = np.loadtxt(body.splitlines()[: int(count)], usecols=columns, ndmin=2)
+        return [rows]
+    order = "<" if kind == "binary_little_endian" else ">"
+    dtype = np.dtype([(prop[1], order + PLY_TYPES[prop[0]]) for prop in properties])
+    vertices = np.frombuffer(body, dtype, int(count))
+    return [np.stack([vertices[axis].astype(np.float64) for axis in "xyz"], axis=1)]

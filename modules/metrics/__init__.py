@@ -1,0 +1,1 @@
+"""Figures of merit of meshes: geometry, appearance, soundness."""

@@ -1,0 +1,101 @@
+"""Figures of base colour: unlit views of two meshes, compared pixel by pixel."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from scipy.ndimage import binary_dilation
+
+from data_pipeline.contract import ORTHO_CAMERA_DISTANCE, Camera, look_at_origin
+from modules.geometry.mesh import Mesh
+from modules.geometry.rasterize import render_mesh
+
+PSNR_CEILING_DB = 60.0
+"""Given for equal images, whose PSNR is infinite; 8 bit images differ by more or not at all."""
+
+
+def unseen_cameras(count: int) -> tuple[Camera, ...]:
+    """Return cameras that look at the unit cube from directions no view layout uses.
+
+    Azimuths follow the golden angle, elevations change between above and below: never 0 or 90
+    degrees. The images hold the whole cube, whichever way it is turned.
+    """
+    cameras = []
+    for i in range(count):
+        azimuth = (25.0 + i * 137.508) % 360.0
+        elevation = (35.0, -20.0, 15.0, -45.0)[i % 4]
+        cameras.append(
+            Camera(
+                name=f"unseen{i:02d}",
+                camera_to_world=look_at_origin(azimuth, elevation, ORTHO_CAMERA_DISTANCE),
+                projection="orthographic",
+                ortho_scale=math.sqrt(3.0) * 1.02,
+            )
+        )
+    return tuple(cameras)
+
+
+def compare_appearance(
+    predicted: Mesh, reference: Mesh, *, num_views: int = 8, resolution_px: int = 192
+) -> dict[str, float]:
+    """Return `psnr_masked`, `psnr_unmasked` (dB) and `mask_iou` over unseen views.
+
+    Args:
+        predicted: mesh in the frame where the reference fits the unit cube.
+        reference: the truth, in the same frame.
+        num_views: how many views, see `unseen_cameras`.
+        resolution_px: side of the views.
+    """
+    cameras = unseen_cameras(num_views)
+    views = [render_mesh(mesh, cameras, resolution_px) for mesh in (predicted, reference)]
+    return image_figures(views[0].rgb, views[0].hit, views[1].rgb, views[1].hit)
+
+
+def compare_with_views(
+    predicted: Mesh,
+    cameras: Sequence[Camera],
+    rgb: Float[ndarray, "v h w 3"],
+    hit: Bool[ndarray, "v h w"],
+) -> dict[str, float]:
+    """Return `image_figures` of a mesh against given views, under the keys `input_view_*`.
+
+    Args:
+        predicted: mesh in world.
+        cameras: of the views.
+        rgb: sRGB in [0, 1] on white.
+        hit: where the views show the asset.
+    """
+    views = render_mesh(predicted, cameras, rgb.shape[1])
+    figures = image_figures(views.rgb, views.hit, rgb, hit)
+    return {f"input_view_{key}": value for key, value in figures.items()}
+
+
+def image_figures(
+    predicted_rgb: Float[ndarray, "v h w 3"],
+    predicted_hit: Bool[ndarray, "v h w"],
+    reference_rgb: Float[ndarray, "v h w 3"],
+    reference_hit: Bool[ndarray, "v h w"],
+) -> dict[str, float]:
+    """Return PSNR in dB, masked and not, and the overlap of the silhouettes, over all views.
+
+    The mask is the union of both silhouettes, grown by one pixel; the squared error is pooled over
+    all views before the logarithm.
+    """
+    error = ((predicted_rgb - reference_rgb) ** 2).mean(axis=-1)
+    union = predicted_hit | reference_hit
+    mask = binary_dilation(union, structure=np.ones((1, 3, 3), dtype=bool))
+    overlap = (predicted_hit & reference_hit).sum() / max(int(union.sum()), 1)
+    return {
+        "psnr_masked": psnr(error[mask].mean() if mask.any() else 0.0),
+        "psnr_unmasked": psnr(error.mean()),
+        "mask_iou": float(overlap),
+    }
+
+
+def psnr(mean_squared_error: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of images in [0, 1], at most the ceiling."""
+    if mean_squared_error <= 10.0 ** (-PSNR_CEILING_DB / 10.0):
+        return PSNR_CEILING_DB
+    return float(-10.0 * np.log10(mean_squared_error))

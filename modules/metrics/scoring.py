@@ -1,0 +1,123 @@
+"""All figures of one predicted mesh, and their summary over a set, failures included."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.contract import UserError
+from modules.geometry.mesh import Mesh
+from modules.metrics.appearance import compare_appearance
+from modules.metrics.geometry import (
+    F_SCORE_THRESHOLDS,
+    NUM_SAMPLES,
+    MeshSurface,
+    Surface,
+    compare_surfaces,
+)
+from modules.metrics.mesh_quality import mesh_quality
+
+FAILURE_FIGURES: dict[str, float] = {
+    "chamfer_l1": 1.0,
+    "chamfer_l2": 1.0,
+    "normal_consistency": 0.0,
+    "flipped_normals": 1.0,
+    **{
+        f"{kind}_{threshold:g}": 0.0
+        for threshold in F_SCORE_THRESHOLDS
+        for kind in ("f_score", "precision", "recall", "outer_recall")
+    },
+    "psnr_masked": 0.0,
+    "psnr_unmasked": 0.0,
+    "mask_iou": 0.0,
+    "input_view_psnr_masked": 0.0,
+    "input_view_psnr_unmasked": 0.0,
+    "input_view_mask_iou": 0.0,
+    "watertight": 0.0,
+    "manifold": 0.0,
+}
+"""What a failed pair counts as in the summary: distances of the cube's side, scores of nought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """How figures are taken.
+
+    Args:
+        num_samples: samples by area on each surface.
+        num_views: unseen views for the image figures.
+        resolution_px: side of those views.
+        seed: of the samples.
+    """
+
+    num_samples: int = NUM_SAMPLES
+    num_views: int = 8
+    resolution_px: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1000:
+            raise UserError(f"num_samples={self.num_samples} is too few: give at least 1000")
+        if self.num_views < 1:
+            raise UserError(f"num_views={self.num_views} shows nothing: give at least 1")
+        if self.resolution_px < 16:
+            raise UserError(f"resolution_px={self.resolution_px} is too small: give at least 16")
+
+
+def score(
+    predicted: Mesh, surface: Surface, reference: Mesh | None, options: ScoringOptions
+) -> dict[str, float]:
+    """Return every figure of a predicted mesh.
+
+    Args:
+        predicted: mesh in the frame where the reference fills the unit cube.
+        surface: the reference's surface in that frame.
+        reference: the reference mesh; without it there are no figures of unseen views.
+        options: how figures are taken.
+
+    Raises:
+        UserError: the predicted mesh has no area.
+    """
+    figures = compare_surfaces(
+        MeshSurface(predicted.vertices, predicted.faces),
+        surface,
+        num_samples=options.num_samples,
+        seed=options.seed,
+    )
+    if reference is not None:
+        figures |= compare_appearance(
+            predicted, reference, num_views=options.num_views, resolution_px=options.resolution_px
+        )
+    return figures | mesh_quality(predicted.vertices, predicted.faces)
+
+
+def summarise(
+    pairs: Iterable[Mapping[str, float]], num_failed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Return median, mean, p10 and p90 of every figure over a set.
+
+    Args:
+        pairs: the figures of each scored pair; a figure that is NaN does not exist for its pair.
+        num_failed: pairs without figures; each enters those of `FAILURE_FIGURES` that the others
+            have (all of the geometric ones when nothing was scored) at their worst value.
+    """
+    values: dict[str, list[float]] = {}
+    for figures in pairs:
+        for key, value in figures.items():
+            if math.isfinite(value):
+                values.setdefault(key, []).append(value)
+    if not values and num_failed:
+        values = {key: [] for key in FAILURE_FIGURES if not key.startswith("input_view_")}
+    for key, found in values.items():
+        if key in FAILURE_FIGURES:
+            found.extend([FAILURE_FIGURES[key]] * num_failed)
+    return {
+        key: {
+            "median": float(np.median(found)),
+            "mean": float(np.mean(found)),
+            "p10": float(np.percentile(found, 10)),
+            "p90": float(np.percentile(found, 90)),
+        }
+        for key, found in values.items()
+    }

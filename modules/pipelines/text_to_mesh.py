@@ -1,0 +1,121 @@
+"""What generate.py does: prompt or rendered sample to textured mesh files."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from data_pipeline.contract import Camera, SourceFrame, UserError
+from modules.geometry.mesh import save_mesh
+from modules.pipelines.generation import TextTo25D
+from modules.pipelines.reconstruction import Reconstructor
+
+SUFFIXES = (".glb", ".obj", ".ply")
+
+
+def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
+    """Return the output path of every seed, after making sure that it can be written.
+
+    Raises:
+        UserError: the suffix is not known, several results share a path, or the folder cannot be
+            written.
+    """
+    if len(seeds) < 1:
+        raise UserError("num must be at least 1")
+    if Path(out).suffix.lower() not in SUFFIXES:
+        raise UserError(f"out={out}: the suffix must be one of {', '.join(SUFFIXES)}")
+    if len(seeds) > 1 and "{seed}" not in out:
+        raise UserError(f"out={out}: {len(seeds)} results need {{seed}} in the name")
+    paths = {seed: Path(out.replace("{seed}", str(seed))) for seed in seeds}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"out={path} cannot be written: give a file in a writable folder")
+    return paths
+
+
+def generate_from_prompt(
+    prompt: str,
+    outputs: dict[int, Path],
+    checkpoint: Path,
+    *,
+    steps: int,
+    guidance: float,
+    views: str | None,
+    grid: int,
+    texture_px: int,
+) -> None:
+    """Generate one mesh per seed and write it.
+
+    Args:
+        prompt: what to make.
+        outputs: path by seed.
+        checkpoint: pipeline folder.
+        steps: sampling steps.
+        guidance: scale of classifier-free guidance.
+        views: where to draw the 2.5D images, as PNG; {seed} is filled in.
+        grid: cells along the unit cube's side for the surface.
+        texture_px: side of the texture.
+    """
+    generator = TextTo25D.from_pretrained(checkpoint)
+    reconstruct = Reconstructor.from_pretrained(checkpoint)
+    with tqdm(total=steps, desc="sample", unit="step") as bar:
+        images = generator(
+            [prompt] * len(outputs),
+            list(outputs),
+            steps,
+            guidance,
+            lambda *_: bar.update() and None,
+        )
+    provenance = {"prompt": prompt, "steps": steps, "guidance": guidance}
+    for (seed, path), each in zip(outputs.items(), images, strict=True):
+        if views is not None:
+            draw_images(each, Path(views.replace("{seed}", str(seed))))
+        mesh = reconstruct(each, generator.cameras, None, grid=grid, texture_px=texture_px)
+        save_mesh(mesh, path, extras={"relief": provenance | {"seed": seed}})
+        print(path)
+
+
+def rebuild_images(
+    sample: dict[str, Any],
+    meta_json: bytes,
+    outputs: dict[int, Path],
+    checkpoint: Path,
+    *,
+    grid: int,
+    texture_px: int,
+) -> None:
+    """Rebuild one rendered sample through the refiner-decoder, in the source asset's frame.
+
+    Args:
+        sample: as `data_pipeline.loading` decodes it.
+        meta_json: its metadata.
+        outputs: one path.
+        checkpoint: pipeline folder.
+        grid: cells along the unit cube's side for the surface.
+        texture_px: side of the texture.
+    """
+    reconstruct = Reconstructor.from_pretrained(checkpoint)
+    meta = json.loads(meta_json)
+    cameras = [Camera(**camera) for camera in meta["cameras"]]
+    frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
+    mesh = reconstruct(sample["images"], cameras, sample["hit"], grid=grid, texture_px=texture_px)
+    [path] = outputs.values()
+    keys = ("uid", "licence", "author", "scale", "offset", "cameras")
+    save_mesh(mesh, path, frame, extras={"relief": {key: meta[key] for key in keys}})
+    print(path)
+
+
+def draw_images(images: Float[Tensor, "m v 3 h w"], path: Path) -> None:
+    """Draw 2.5D images in [-1, 1] as a PNG: a row per modality, a column per view."""
+    rows = torch.cat([torch.cat(list(modality), dim=-1) for modality in images], dim=-2)
+    pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(path)

@@ -1,0 +1,1 @@
+"""Reports that a person reads: pictures, charts and self-contained pages."""

@@ -1,0 +1,246 @@
+"""Score cases one by one, keep what is done, and write the report as JSON, Markdown and HTML.
+
+report.json:
+    schema       1
+    about        task and where its input came from, as text
+    environment  see `describe_environment`; options: how figures were taken, seed included
+    num_pairs, num_failed
+    summary      figure -> {median, mean, p10, p90} over all pairs; a failed one counts as the worst
+    floor        the same of the truth against another sampling of itself: the best there is
+    pairs        worst first: name, failed (reason or null), truth (`mesh` or `samples`), metrics,
+                 floor, picture (path below the report's folder, or null)
+Keys of figures: modules/metrics/geometry.py, appearance.py and mesh_quality.py.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from tqdm import tqdm
+
+from data_pipeline.contract import UserError
+from modules.geometry.mesh import Mesh
+from modules.metrics.geometry import Surface, floor_figures
+from modules.metrics.scoring import ScoringOptions, score, summarise
+from modules.reporting.figure_notes import FIGURE_NOTES, table_rows
+from modules.reporting.page import write_page, write_text
+from modules.reporting.pictures import (
+    data_uri,
+    shaded_views,
+    side_by_side,
+    to_png,
+    turntable_cameras,
+)
+
+SCHEMA = 1
+PICTURE_PX, PICTURE_VIEWS = 150, 4
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a prediction is judged by, in the frame where it fills the unit cube.
+
+    Args:
+        surface: the surface to measure to.
+        mesh: the mesh; None when only samples of the surface are known.
+        views: what to show of it when there is no mesh: RGBA views.
+    """
+
+    surface: Surface
+    mesh: Mesh | None
+    views: UInt8[ndarray, "v h w 4"] | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One case, ready to be scored: the prediction in the truth's frame, and figures so far."""
+
+    predicted: Mesh
+    truth: Truth
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair to be scored.
+
+    Args:
+        name: of the pair, unique.
+        identity: text that changes when anything changes that its figures depend on.
+        load: makes it ready; raises UserError, whose message is the reason of the failure.
+    """
+
+    name: str
+    identity: str
+    load: Callable[[], Loaded]
+
+
+def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[dict[str, Any]]:
+    """Return the pairs of a report, worst first.
+
+    Every finished pair is kept below `out`, so an interrupted command goes on where it stopped, and
+    is scored anew when its inputs, the options or this code have changed.
+    """
+    (out / "pairs").mkdir(parents=True, exist_ok=True)
+    (out / "pictures").mkdir(exist_ok=True)
+    common = json.dumps([SCHEMA, asdict(options), _code_digest()])
+    pairs = []
+    for case in tqdm(cases, desc="evaluate", unit="mesh", delay=1):
+        name = hashlib.sha256(case.name.encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{common}\n{case.identity}".encode()).hexdigest()
+        kept = out / "pairs" / f"{name}.json"
+        pair = _read_kept(kept, key)
+        if pair is None:
+            pair = _score_case(case, options, out, f"pictures/{name}.png")
+            write_text(kept, json.dumps({"key": key, "pair": pair}))
+        pairs.append(pair)
+    return sorted(pairs, key=_quality)
+
+
+def write_report(
+    pairs: Sequence[dict[str, Any]],
+    options: ScoringOptions,
+    about: Mapping[str, str],
+    environment: Mapping[str, str],
+    out: Path,
+) -> dict[str, Any]:
+    """Write report.json, report.md and report.html into `out` and return the report."""
+    failed = [pair for pair in pairs if pair["failed"] is not None]
+    report = {
+        "schema": SCHEMA,
+        "about": dict(about),
+        "environment": dict(environment),
+        "options": asdict(options),
+        "num_pairs": len(pairs),
+        "num_failed": len(failed),
+        "summary": summarise([p["metrics"] for p in pairs if p["failed"] is None], len(failed)),
+        "floor": summarise([p["floor"] for p in pairs]),
+        "pairs": list(pairs),
+    }
+    write_text(out / "report.json", json.dumps(_without_nan(report), indent=1) + "\n")
+    write_text(out / "report.md", as_markdown(report))
+    rows = table_rows(report["summary"], report["floor"])
+    write_page(
+        "evaluation.html.j2",
+        out / "report.html",
+        report=report,
+        rows=rows,
+        notes={note.key: note for note in FIGURE_NOTES},
+        pictures=embedded_pictures(pairs, out),
+    )
+    return report
+
+
+def embedded_pictures(pairs: Sequence[Mapping[str, Any]], out: Path) -> dict[str, str]:
+    """Return the picture of each pair that has one, by name, as a data address."""
+    return {
+        pair["name"]: data_uri((out / pair["picture"]).read_bytes())
+        for pair in pairs
+        if pair["picture"] is not None
+    }
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Return the report's table and failures as Markdown."""
+    lines = [
+        f"{report['num_pairs']} pairs, {report['num_failed']} failed. {_about_line(report)}",
+        "",
+        "| figure | median | mean | p10 | p90 | floor |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in table_rows(report["summary"], report["floor"]):
+        cells = [row[key] for key in ("median", "mean", "p10", "p90", "floor")]
+        lines.append(f"| {row['note'].label} | {' | '.join(cells)} |")
+    failed = [pair for pair in report["pairs"] if pair["failed"] is not None]
+    if failed:
+        lines += ["", "Failed, and counted at their worst:", ""]
+        lines += [f"- {pair['name']}: {pair['failed']}" for pair in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _about_line(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in report["about"].items()) + "."
+
+
+def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) -> dict[str, Any]:
+    pair: dict[str, Any] = {
+        "name": case.name,
+        "failed": None,
+        "truth": None,
+        "metrics": {},
+        "floor": {},
+        "picture": None,
+    }
+    try:
+        loaded = case.load()
+        metrics = score(loaded.predicted, loaded.truth.surface, loaded.truth.mesh, options)
+    except UserError as error:
+        return pair | {"failed": str(error)}
+    floor = floor_figures(loaded.truth.surface, num_samples=options.num_samples, seed=options.seed)
+    png = to_png(pair_picture(loaded.predicted, loaded.truth))
+    temporary = out / f"{picture}.partial"
+    temporary.write_bytes(png)
+    os.replace(temporary, out / picture)
+    return pair | {
+        "truth": "samples" if loaded.truth.mesh is None else "mesh",
+        "metrics": metrics | dict(loaded.figures),
+        "floor": floor,
+        "picture": picture,
+    }
+
+
+def pair_picture(predicted: Mesh, truth: Truth) -> UInt8[ndarray, "h w 4"]:
+    """Return two rows of views, the truth above the prediction."""
+    cameras = turntable_cameras(PICTURE_VIEWS)
+    below = shaded_views(predicted, cameras, PICTURE_PX)
+    if truth.mesh is not None:
+        above = shaded_views(truth.mesh, cameras, PICTURE_PX)
+    else:
+        assert truth.views is not None
+        above = _resized(truth.views[:PICTURE_VIEWS])
+    return np.concatenate([side_by_side(list(row)) for row in (above, below)], axis=0)
+
+
+def _resized(views: UInt8[ndarray, "v h w 4"]) -> UInt8[ndarray, "v h2 w2 4"]:
+    """Return views at the side of the pictures, by nearest pixel."""
+    index = np.arange(PICTURE_PX) * views.shape[1] // PICTURE_PX
+    return views[:, index][:, :, index]
+
+
+def _quality(pair: Mapping[str, Any]) -> tuple[bool, float, str]:
+    """Sort key: failures first, then by F-score."""
+    metrics = pair["metrics"]
+    return pair["failed"] is None, metrics.get("f_score_0.02", 0.0), pair["name"]
+
+
+def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the pair of an earlier run of the same command, or None."""
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return kept["pair"] if kept["key"] == key else None
+
+
+def _code_digest() -> str:
+    """Return a hash of this package's sources: other code may give other figures."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a JSON value in which NaN, which JSON lacks, is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,75 @@
+"""What each figure means, in the order in which tables show them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FigureNote:
+    """How one figure is shown and explained.
+
+    Args:
+        key: name in report.json.
+        label: name in tables.
+        better: `higher` or `lower`; empty where neither is.
+        digits: decimals shown.
+        meaning: one sentence.
+    """
+
+    key: str
+    label: str
+    better: str
+    digits: int
+    meaning: str
+
+
+FIGURE_NOTES = (
+    FigureNote("f_score_0.005", "F-score @ 0.005", "higher", 3,
+               "Harmonic mean of precision and recall at half a percent of the longest side."),
+    FigureNote("f_score_0.01", "F-score @ 0.01", "higher", 3,
+               "The same at one percent."),
+    FigureNote("f_score_0.02", "F-score @ 0.02", "higher", 3,
+               "The same at two percent: the headline figure for rebuilt shapes."),
+    FigureNote("f_score_0.05", "F-score @ 0.05", "higher", 3,
+               "The same at five percent: the figure for generated shapes."),
+    FigureNote("outer_recall_0.02", "Outer recall @ 0.02", "higher", 3,
+               "Share of the truth's visible outside that is matched within two percent; what "
+               "nobody can see does not count."),
+    FigureNote("chamfer_l1", "Chamfer distance", "lower", 4,
+               "Mean distance between the surfaces, both ways, in units of the longest side."),
+    FigureNote("normal_consistency", "Normal consistency", "higher", 3,
+               "Mean |cos| of the angle between the normals of matched points."),
+    FigureNote("flipped_normals", "Flipped normals", "lower", 3,
+               "Share of matched points whose normals oppose: faces that are inside out."),
+    FigureNote("psnr_masked", "Colour PSNR, masked (dB)", "higher", 1,
+               "Base colour re-rendered from unseen directions, over the union of both silhouettes "
+               "grown by one pixel."),
+    FigureNote("psnr_unmasked", "Colour PSNR, whole image (dB)", "higher", 1,
+               "The same with the white background, which flatters small objects."),
+    FigureNote("mask_iou", "Silhouette overlap", "higher", 3,
+               "Intersection over union of the silhouettes in the unseen views."),
+    FigureNote("input_view_psnr_masked", "Colour PSNR in the input views (dB)", "higher", 1,
+               "As above, in the very views that the mesh was rebuilt from."),
+    FigureNote("watertight", "Watertight", "higher", 2,
+               "Share of meshes whose every edge joins exactly two faces, texture seams welded."),
+    FigureNote("manifold", "Manifold", "higher", 2,
+               "Share of meshes without an edge of three faces or of two that run the same way."),
+    FigureNote("components", "Parts", "", 0, "Connected parts."),
+    FigureNote("degenerate_faces", "Degenerate faces", "lower", 0, "Faces without area."),
+    FigureNote("faces", "Faces", "", 0, "Triangles."),
+)  # fmt: skip
+
+
+def table_rows(
+    summary: Mapping[str, Mapping[str, float]], floor: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """Return the rows of a table of figures: note, the four statistics, and the floor's median."""
+    rows = []
+    for note in FIGURE_NOTES:
+        if note.key in summary:
+            shown = {name: f"{value:.{note.digits}f}" for name, value in summary[note.key].items()}
+            best = floor.get(note.key)
+            shown["floor"] = "" if best is None else f"{best['median']:.{note.digits}f}"
+            rows.append({"note": note, **shown})
+    return rows

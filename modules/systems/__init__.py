@@ -1,0 +1,1 @@
+"""Training recipes: LightningModules, one file each."""

@@ -1,0 +1,51 @@
+"""Every experiment composes, instantiates, and builds its networks on the meta device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from data_pipeline.command_line import CONFIG_DIR, compose
+from data_pipeline.contract import UserError
+from modules.callbacks.checkpoint import find_checkpoint
+
+EXPERIMENTS = sorted(
+    f"{p.parent.name}/{p.stem}" for p in (CONFIG_DIR / "experiment").glob("*/*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_composes_instantiates_and_builds(name, tmp_path):
+    config = compose(
+        "train",
+        [f"experiment={name}", "shards=x", f"latents={tmp_path}", f"paths.run_dir={tmp_path}"],
+    )
+    instantiate(config.data)
+    for node in config.callbacks.values():
+        instantiate(node)
+    instantiate(config.trainer, logger=False)
+    system = instantiate(config.system)
+    if system.stage != "denoiser":  # its vocabulary and shapes come with the latents
+        with torch.device("meta"):
+            system.configure_model()
+        assert sum(p.numel() for p in system.parameters()) > 0
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "notes.ckpt"
+    path.write_text("nothing of the kind")
+    with pytest.raises(UserError, match="no checkpoint"):
+        find_checkpoint(str(path), tmp_path, "autoencoder")
+    with pytest.raises(UserError, match="no such file"):
+        find_checkpoint(str(tmp_path / "absent.ckpt"), tmp_path, "autoencoder")
+
+
+def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
+    folder: Path = tmp_path / "checkpoints"
+    folder.mkdir()
+    content = {"relief": {"stage": "denoiser", "conventions": 1}, "state_dict": {}}
+    torch.save(content, folder / "step-00000010.ckpt")
+    with pytest.raises(UserError, match="of the stage denoiser"):
+        find_checkpoint("auto", tmp_path, "autoencoder")
+    assert find_checkpoint("auto", tmp_path, "denoiser") == folder / "step-00000010.ckpt"
