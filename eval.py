@@ -3,72 +3,53 @@
 With task=rebuild shards=DIR [checkpoint=DIR] rendered samples go through the refiner-decoder first.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
-from modules.callbacks.run_record import git_commit
 from modules.metrics.scoring import ScoringOptions
-from modules.reporting.cases import Case, folder_cases, folder_digest, rebuild_cases
 from modules.reporting.environment import describe_environment
-from modules.reporting.evaluation import as_markdown, evaluate, write_report
+from modules.reporting.evaluation import Case, as_markdown, evaluate, write_report
+from modules.reporting.folder_cases import folder_cases
 
-TASK_KEYS = {"meshes": ("meshes", "reference"), "rebuild": ("shards",)}
+INPUTS = {"meshes": ("meshes", "reference"), "rebuild": ("shards",)}
 
 
 def main(config: DictConfig) -> None:
     """Evaluate, write the report, print its table."""
-    if config.task not in TASK_KEYS:
-        raise UserError(f"task={config.task} is not known: choose one of {', '.join(TASK_KEYS)}")
-    missing = [key for key in TASK_KEYS[config.task] if config[key] is None]
-    if missing:
-        raise UserError(f"task={config.task} needs {' and '.join(f'{key}=DIR' for key in missing)}")
+    if config.task not in INPUTS:
+        raise UserError(f"task={config.task} is not known: choose one of {', '.join(INPUTS)}")
+    if missing := [f"{key}=DIR" for key in INPUTS[config.task] if config[key] is None]:
+        raise UserError(f"task={config.task} needs {' and '.join(missing)}")
     keys = ("num_samples", "num_views", "resolution_px", "seed")
-    options = ScoringOptions(**{key: config[key] for key in keys})
-    folders = {"meshes": config.meshes, "reference": config.reference, "shards": config.shards}
-    about = {"task": config.task} | {key: str(value) for key, value in folders.items() if value}
+    options, out = ScoringOptions(**{key: config[key] for key in keys}), Path(config.out)
+    about = {"task": config.task} | {
+        key: str(config[key])
+        for key in ("meshes", "shards", "checkpoint", "reference")
+        if config[key] is not None
+    }
     if config.task == "meshes":
         cases = folder_cases(Path(config.meshes), Path(config.reference))
     else:
-        about["weights"] = str(config.checkpoint or "none: the classical estimate")
         cases = _rebuild_cases(config)
-    out = Path(config.out)
-    pairs = evaluate(cases, options, out)
-    report = write_report(pairs, options, about, describe_environment(git_commit()), out)
-    print(as_markdown(report))
-    print(f"report: {out / 'report.html'}")
+    report = write_report(
+        evaluate(cases, options, out), options, about, describe_environment(), out
+    )
+    print(f"{as_markdown(report)}\nreport: {out / 'report.html'}")
 
 
 def _rebuild_cases(config: DictConfig) -> list[Case]:
-    """Return a case per rendered sample; this alone needs both packages and torch."""
-    from modules.pipelines.reconstruction import Reconstructor
-
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
+    from modules.reporting.rebuild_cases import rebuild_cases
 
-    shard_set = ShardSet(Path(config.shards), "samples")
+    paths = {key: config[key] and Path(config[key]) for key in ("checkpoint", "reference")}
     settings = {"grid": config.grid, "texture_px": config.texture_px}
-    if config.checkpoint is None:
-        reconstruct, weights = Reconstructor.classical(), "classical"
-    else:
-        reconstruct = Reconstructor.from_pretrained(Path(config.checkpoint))
-        weights = folder_digest(Path(config.checkpoint) / "refiner_decoder")
-
-    def read(uid: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        members = shard_set.read(shard_set.index_of(uid))
-        return decode_sample(members), json.loads(members["meta.json"])
-
+    shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out) / "rebuilt"
     return rebuild_cases(
-        shard_set.uids[: config.count],
-        read,
-        lambda s, cameras: reconstruct(s["images"], cameras, s["hit"], **settings),
-        identity=f"{shard_set.sha256} {weights} {settings}",
-        reference=None if config.reference is None else Path(config.reference),
-        out=Path(config.out) / "rebuilt",
+        shard_set, decode_sample, settings=settings, count=config.count, out=out, **paths
     )
 
 

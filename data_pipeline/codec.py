@@ -1,5 +1,7 @@
 """PNG encoding of sample images. Runs beside Blender (numpy < 2) and in training alike."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ def encode_views(views: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     return png.tobytes()
 
 
-def decode_views(png: bytes, num_views: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def decode_views(png: bytes, num_views: int) -> NDArray[Any]:
     """Decode `encode_views`: `(v, h, w)` or `(v, h, w, c)` in RGB(A) order, depth as stored.
 
     Raises:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data_pipeline.contract import UserError
 from data_pipeline.loading.order import GlobalOrder
-from data_pipeline.loading.samples import collate
+from data_pipeline.loading.samples import LatentDataset, SampleDataset, collate
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -27,7 +27,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        dataset: Callable[[], Dataset[dict[str, Any]]],
+        dataset: Callable[[], SampleDataset | LatentDataset],
         *,
         batch_size: int,
         num_workers: int,
@@ -38,27 +38,33 @@ class ShardDataModule(lightning.LightningDataModule):
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size} must be at least 1")
         self.make_dataset = dataset
-        self.dataset: Dataset[dict[str, Any]] | None = None
+        self._dataset: SampleDataset | LatentDataset | None = None
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.num_val = seed, num_val
         self._start_position = 0
         self._start_step = 0
 
     def setup(self, stage: str) -> None:
-        if self.dataset is None:
-            self.dataset = self.make_dataset()
+        if self._dataset is None:
+            self._dataset = self.make_dataset()
+
+    @property
+    def dataset(self) -> SampleDataset | LatentDataset:
+        """The dataset; made on first use."""
+        self.setup("fit")
+        assert self._dataset is not None
+        return self._dataset
 
     @property
     def manifest_sha256(self) -> str:
         """SHA-256 of the manifest of the shards that are read."""
-        self.setup("fit")
-        return self.dataset.shard_set.sha256  # pyright: ignore[reportAttributeAccessIssue]
+        return self.dataset.shard_set.sha256
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         trainer = self._trainer()
         self._start_step = trainer.global_step
         order = GlobalOrder(
-            len(self.dataset),  # pyright: ignore[reportArgumentType]
+            len(self.dataset),
             self.batch_size * trainer.world_size,
             seed=self.seed,
             start=self._start_position,
@@ -71,7 +77,7 @@ class ShardDataModule(lightning.LightningDataModule):
         trainer = self._trainer()
         chosen = range(
             trainer.global_rank, min(self.num_val, len(self.dataset)), trainer.world_size
-        )  # pyright: ignore[reportArgumentType]
+        )
         batches = [
             [(i, i) for i in chosen[k : k + self.batch_size]]
             for k in range(0, len(chosen), self.batch_size)
@@ -89,7 +95,6 @@ class ShardDataModule(lightning.LightningDataModule):
         self._start_position = int(state_dict["consumed_samples"])
 
     def _loader(self, batches: Any) -> DataLoader[dict[str, Any]]:
-        assert self.dataset is not None
         return DataLoader(
             self.dataset,
             batch_sampler=batches,

@@ -69,6 +69,7 @@ class Worker:
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
+            "TMPDIR": str(log_path.parent.absolute()),  # a killed Blender cannot clear its own
         }
         command = [
             str(python), "-m", "data_pipeline.render.blender.worker",
@@ -130,7 +131,7 @@ class Farm:
         settings: `spec` (fields of RenderSpec), `config_hash`, `threads` (of one worker).
         num_workers: processes at most; fewer when there are fewer jobs.
         timeout_s: wall-clock seconds that one asset may take.
-        logs: existing folder for what the workers print.
+        logs: existing folder for what the workers print, and for their temporary files.
     """
 
     def __init__(

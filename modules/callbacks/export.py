@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
 
 import lightning
 
@@ -12,6 +13,17 @@ from modules.callbacks.ema import averaged_weights
 
 PIPELINE_RECORD = "relief.json"
 STAGES = ("autoencoder", "denoiser", "refiner_decoder")
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """What a system needs to be exported."""
+
+    stage: str
+
+    def export(self, directory: Path) -> None:
+        """Write safetensors and json into an existing, empty folder."""
+        ...
 
 
 class ExportStage(lightning.Callback):
@@ -27,10 +39,10 @@ class ExportStage(lightning.Callback):
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.interrupted and trainer.is_global_zero:
             with averaged_weights(trainer, pl_module):
-                export_stage(pl_module, self.pipeline_dir)
+                export_stage(cast(Exportable, pl_module), self.pipeline_dir)
 
 
-def export_stage(system: lightning.LightningModule, pipeline_dir: Path) -> Path:
+def export_stage(system: Exportable, pipeline_dir: Path) -> Path:
     """Export one system into a pipeline folder and return the stage's folder."""
     pipeline_dir.mkdir(parents=True, exist_ok=True)
     target = pipeline_dir / system.stage

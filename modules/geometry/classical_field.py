@@ -31,12 +31,12 @@ class ClassicalSettings:
         truncation: distances are cut off here, in world units.
     """
 
-    neighbours: int = 12
+    neighbours: int = 10
     bandwidth: float = 0.75
     reach: float = 1.5
     carve_band: float = 1.5
     margin: float = 0.75
-    sheet: float = 1.5
+    sheet: float = 1.0
     truncation: float = 0.05
 
 

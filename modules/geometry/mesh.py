@@ -22,8 +22,15 @@ Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
 class Mesh(Protocol):
     """What rasterisation, sampling and metrics need of a mesh."""
 
-    vertices: Float[ndarray, "n 3"]
-    faces: Int[ndarray, "f 3"]
+    @property
+    def vertices(self) -> Float[ndarray, "n 3"]:
+        """Positions."""
+        ...
+
+    @property
+    def faces(self) -> Int[ndarray, "f 3"]:
+        """Vertex indices, counter-clockwise seen from outside."""
+        ...
 
     def normals_at(
         self, face: Int[ndarray, " p"], barycentric: Float[ndarray, "p 3"]

@@ -37,7 +37,8 @@ FAILURE_FIGURES: dict[str, float] = {
     "watertight": 0.0,
     "manifold": 0.0,
 }
-"""What a failed pair counts as in the summary: distances of the cube's side, scores of nought."""
+"""What a failed pair counts as in the summary: scores of nought, distances of the cube's side (or
+the largest distance of any pair, if that is larger)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,8 @@ def summarise(
         values = {key: [] for key in FAILURE_FIGURES if not key.startswith("input_view_")}
     for key, found in values.items():
         if key in FAILURE_FIGURES:
-            found.extend([FAILURE_FIGURES[key]] * num_failed)
+            worst = FAILURE_FIGURES[key]
+            found.extend([max([worst, *found]) if worst else worst] * num_failed)
     return {
         key: {
             "median": float(np.median(found)),

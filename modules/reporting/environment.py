@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from modules.callbacks.run_record import git_commit
+
 PACKAGES = (
     "torch",
     "lightning",
@@ -19,15 +21,11 @@ PACKAGES = (
 )
 
 
-def describe_environment(git_sha: str) -> dict[str, str]:
-    """Return what a report says of where it was made: code, machine and versions, as text.
-
-    Args:
-        git_sha: commit of the code; empty outside of a checkout.
-    """
+def describe_environment() -> dict[str, str]:
+    """Return what a report says of where it was made: code, machine and versions, as text."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "git_sha": git_sha or "not a git checkout",
+        "git_sha": git_commit() or "not a git checkout",
         "machine": f"{_processor()}, {_usable_cpus()} CPUs, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GB memory, {_accelerators()}",
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",

@@ -76,11 +76,13 @@ class Case:
         name: of the pair, unique.
         identity: text that changes when anything changes that its figures depend on.
         load: makes it ready; raises UserError, whose message is the reason of the failure.
+        products: files that `load` writes: without them it runs again.
     """
 
     name: str
     identity: str
     load: Callable[[], Loaded]
+    products: Sequence[Path] = ()
 
 
 def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[dict[str, Any]]:
@@ -98,7 +100,7 @@ def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[
         key = hashlib.sha256(f"{common}\n{case.identity}".encode()).hexdigest()
         kept = out / "pairs" / f"{name}.json"
         pair = _read_kept(kept, key)
-        if pair is None:
+        if pair is None or not all(path.is_file() for path in case.products):
             pair = _score_case(case, options, out, f"pictures/{name}.png")
             write_text(kept, json.dumps({"key": key, "pair": pair}))
         pairs.append(pair)
@@ -199,7 +201,7 @@ def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) ->
 
 def pair_picture(predicted: Mesh, truth: Truth) -> UInt8[ndarray, "h w 4"]:
     """Return two rows of views, the truth above the prediction."""
-    cameras = turntable_cameras(PICTURE_VIEWS)
+    cameras = turntable_cameras(truth.mesh or predicted, PICTURE_VIEWS)
     below = shaded_views(predicted, cameras, PICTURE_PX)
     if truth.mesh is not None:
         above = shaded_views(truth.mesh, cameras, PICTURE_PX)

@@ -15,6 +15,7 @@ class FigureNote:
         better: `higher` or `lower`; empty where neither is.
         digits: decimals shown.
         meaning: one sentence.
+        short: name beside a picture, for the few that are shown there.
     """
 
     key: str
@@ -22,6 +23,7 @@ class FigureNote:
     better: str
     digits: int
     meaning: str
+    short: str = ""
 
 
 FIGURE_NOTES = (
@@ -30,12 +32,12 @@ FIGURE_NOTES = (
     FigureNote("f_score_0.01", "F-score @ 0.01", "higher", 3,
                "The same at one percent."),
     FigureNote("f_score_0.02", "F-score @ 0.02", "higher", 3,
-               "The same at two percent: the headline figure for rebuilt shapes."),
+               "The same at two percent: the headline figure for rebuilt shapes.", short="F@0.02"),
     FigureNote("f_score_0.05", "F-score @ 0.05", "higher", 3,
                "The same at five percent: the figure for generated shapes."),
     FigureNote("outer_recall_0.02", "Outer recall @ 0.02", "higher", 3,
                "Share of the truth's visible outside that is matched within two percent; what "
-               "nobody can see does not count."),
+               "nobody can see does not count.", short="outer recall"),
     FigureNote("chamfer_l1", "Chamfer distance", "lower", 4,
                "Mean distance between the surfaces, both ways, in units of the longest side."),
     FigureNote("normal_consistency", "Normal consistency", "higher", 3,
@@ -44,13 +46,13 @@ FIGURE_NOTES = (
                "Share of matched points whose normals oppose: faces that are inside out."),
     FigureNote("psnr_masked", "Colour PSNR, masked (dB)", "higher", 1,
                "Base colour re-rendered from unseen directions, over the union of both silhouettes "
-               "grown by one pixel."),
+               "grown by one pixel.", short="PSNR"),
     FigureNote("psnr_unmasked", "Colour PSNR, whole image (dB)", "higher", 1,
                "The same with the white background, which flatters small objects."),
     FigureNote("mask_iou", "Silhouette overlap", "higher", 3,
                "Intersection over union of the silhouettes in the unseen views."),
     FigureNote("input_view_psnr_masked", "Colour PSNR in the input views (dB)", "higher", 1,
-               "As above, in the very views that the mesh was rebuilt from."),
+               "As above, in the very views that the mesh was rebuilt from.", short="in input views"),
     FigureNote("watertight", "Watertight", "higher", 2,
                "Share of meshes whose every edge joins exactly two faces, texture seams welded."),
     FigureNote("manifold", "Manifold", "higher", 2,

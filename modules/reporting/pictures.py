@@ -28,19 +28,30 @@ AMBIENT = 0.38
 
 
 def turntable_cameras(
-    num_views: int, *, start_deg: float = 30.0, elevation_deg: float = 20.0
+    mesh: Mesh, num_views: int, *, start_deg: float = 30.0, elevation_deg: float = 20.0
 ) -> tuple[Camera, ...]:
-    """Return cameras evenly around the unit cube, which hold all of it in every view."""
+    """Return cameras evenly around the origin, at the one scale at which the mesh fills the views.
+
+    Args:
+        mesh: the mesh, in world and about centred.
+        num_views: how many.
+        start_deg: azimuth of the first.
+        elevation_deg: of all.
+    """
+    poses = [
+        look_at_origin(start_deg + 360.0 * i / num_views, elevation_deg, ORTHO_CAMERA_DISTANCE)
+        for i in range(num_views)
+    ]
+    used = mesh.vertices[np.unique(mesh.faces)]
+    half = max(np.abs(used @ np.asarray(pose)[:3, :2]).max() for pose in poses)
     return tuple(
         Camera(
             name=f"turn{i}",
-            camera_to_world=look_at_origin(
-                start_deg + 360.0 * i / num_views, elevation_deg, ORTHO_CAMERA_DISTANCE
-            ),
+            camera_to_world=pose,
             projection="orthographic",
-            ortho_scale=1.45,  # the cube's diagonal at the default elevation
+            ortho_scale=2.0 * float(np.clip(1.04 * half, 0.05, 1.5)),
         )
-        for i in range(num_views)
+        for i, pose in enumerate(poses)
     )
 
 
@@ -69,7 +80,7 @@ def shaded_views(
 
 def turntable(mesh: Mesh, num_views: int = 8, resolution_px: int = 180) -> UInt8[ndarray, "h w 4"]:
     """Return a strip of shaded views all around a mesh in the unit cube, left to right."""
-    views = shaded_views(mesh, turntable_cameras(num_views), resolution_px)
+    views = shaded_views(mesh, turntable_cameras(mesh, num_views), resolution_px)
     return side_by_side(list(views))
 
 

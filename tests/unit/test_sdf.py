@@ -72,7 +72,7 @@ def test_a_sphere_is_exact_and_certain(points):
 
 
 def test_inverted_faces_change_nothing(points):
-    triangles = sphere(0.5, 16)
+    triangles = sphere(0.5, 12)
     flipped = triangles.copy()
     flipped[::3] = flipped[::3, ::-1]
     as_is, some, all_of_them = (
@@ -131,11 +131,28 @@ def test_a_box_without_a_lid_is_hollow_with_thick_walls():
     assert wall == pytest.approx(-SHEET_HALF_THICKNESS, abs=1e-5)
 
 
+def test_the_bottom_of_a_deep_cup_is_certainly_outside():
+    outer, inner = box((0.2, 0.2, 0.5)), box((0.15, 0.15, 0.45), (0.0, 0.0, 0.05))
+    top = [2, 3]  # the two triangles at +z
+    rim = []
+    for side in range(4):  # closes the walls between the two openings
+        turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+        a, b = np.array([0.2, -0.2, 0.5]), np.array([0.2, 0.2, 0.5])
+        c, d = np.array([0.15, 0.15, 0.5]), np.array([0.15, -0.15, 0.5])
+        rim += [np.linalg.matrix_power(turn, side) @ corner for corner in (a, b, c, a, c, d)]
+    cup = np.concatenate(
+        [np.delete(outer, top, 0), np.delete(inner, top, 0), np.array(rim).reshape(-1, 3, 3)]
+    )
+    result = solid(cup).signed_distance(np.array([[0.0, 0, -0.37], [0, 0, -0.45], [0.175, 0, 0]]))
+    assert (np.sign(result.distance) == [1, -1, -1]).all()
+    assert (result.confidence == 1.0).all()
+
+
 def test_a_pinhole_lowers_the_confidence_and_not_the_distance():
     triangles = cut_long_edges(box((0.4, 0.4, 0.4)), MAX_EDGE)
-    centre = triangles.mean(axis=1)
-    hole = np.linalg.norm(centre - np.array([0.0, 0.0, 0.4]), axis=1).argmin()
-    leaky = np.delete(triangles, hole, axis=0)
+    middle = np.linalg.norm(triangles.mean(axis=1) - (0.0, 0.0, 0.4), axis=1).argmin()
+    crumbs = cut_long_edges(triangles[middle : middle + 1], 0.8 * CELL)
+    leaky = np.concatenate([np.delete(triangles, middle, axis=0), crumbs[1:]])
     inside = np.random.default_rng(0).uniform(-0.35, 0.35, (500, 3))
     result = solid(leaky).signed_distance(inside)
     sure = result.confidence > 0.6

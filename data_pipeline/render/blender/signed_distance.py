@@ -35,6 +35,9 @@ short there, on the inside only.
 SURE_ESCAPES = 0.1
 """Share of escaping rays from which on `outside` is certain."""
 
+LEAKY_ROOM = 0.2
+"""Share of a closed room's points that see out, from which on nothing in it is surely inside."""
+
 SIDE_OFFSET = 1e-4
 """How far beside a face its two sides are examined, in world units."""
 
@@ -83,22 +86,36 @@ class Solid:
         self._to_sheet = build_distance(sheet) if len(sheet) else None
 
     def signed_distance(self, points: NDArray[np.float64]) -> SignedDistance:
-        """Return signed distances of points `(k, 3)`, anywhere in space."""
+        """Return signed distances of points `(k, 3)`, anywhere in space.
+
+        The confidence of a point inside is judged by what the other points of its room see: ask for
+        many at once.
+        """
         points = np.asarray(points, dtype=np.float64)
         escapes = self._escaping_share(points, NUM_RAYS, SURE_ESCAPES)
         reached, free = self._shell.reached(points), self._shell.free(points)
         outside = reached | (escapes > 0.0)
         confidence = np.where(outside, np.minimum(escapes / SURE_ESCAPES, 1.0), 1.0)
-        # Reached but with no sky in sight: the bottom of a winding cave, or a leak.
+        # Reached, with hardly any sky in sight: the bottom of a cave or, by a narrow way, a leak.
         confidence = np.where(reached, np.maximum(confidence, 0.5), confidence)
+        confidence = np.where(self._shell.reached_by_wide_ways(points), 1.0, confidence)
         # A ray found a way out that is too narrow for the flood: trust neither.
         confidence = np.where(outside & ~reached & free, np.minimum(confidence, 0.5), confidence)
+        confidence = np.where(outside, confidence, 1.0 - self._leak_share(points, escapes > 0.0))
         distance = np.full(len(points), np.inf)
         if self._to_skin is not None:
             distance = np.where(outside, 1.0, -1.0) * self._to_skin(points)
         if self._to_sheet is not None:
             distance = np.minimum(distance, self._to_sheet(points) - SHEET_HALF_THICKNESS)
         return SignedDistance(distance.astype(np.float32), confidence.astype(np.float32))
+
+    def _leak_share(
+        self, points: NDArray[np.float64], escaped: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Return how leaky the room around each point is: 0 tight, 1 when 1 point in 5 sees out."""
+        room = self._shell.room(points)
+        share = np.bincount(room, escaped) / np.maximum(np.bincount(room), 1)
+        return np.where(room == 0, 0.0, np.minimum(share[room] / LEAKY_ROOM, 1.0))
 
     def _outside_sides(self, pieces: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
         """Return whether the front and the back of each triangle are outside, `(f,)` bool each."""
@@ -147,23 +164,25 @@ class FloodedShell:
     """
 
     def __init__(self, pieces: NDArray[np.float64]):
-        self._low = -0.5 - 2.0 * CELL
-        side = round(1.0 / CELL) + 4
+        # Four cells of margin: even widened walls at the cube's faces leave a way around them.
+        self._low = -0.5 - 4.0 * CELL
+        side = round(1.0 / CELL) + 8
         wall = np.zeros((side, side, side), dtype=bool)
         for points in _lattices(pieces, CELL / 2.0):
-            wall[tuple(np.clip(self._index(points), 1, side - 2).T)] = True
+            wall[tuple(np.clip(self._index(points), 3, side - 4).T)] = True
         labels, _ = ndimage.label(~wall)
         # The wall keeps the flood out, but its cells hold samples of the surface only: the surface
         # itself also cuts corners of the cells beside them, and those decide nothing about a point.
         self._near = _dilate(wall)
-        self._reached = (labels == labels[0, 0, 0]) & ~self._near
+        self._rooms = np.where(self._near, 0, labels)
+        self._reached = self._rooms == labels[0, 0, 0]
+        wide, _ = ndimage.label(~self._near)
+        self._reached_widely = wide == wide[0, 0, 0]
 
     def _index(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.floor((points - self._low) / CELL).astype(np.int64)
 
-    def _look_up(
-        self, points: NDArray[np.float64], grid: NDArray[np.bool_], beyond: bool
-    ) -> NDArray:
+    def _look_up(self, points: NDArray[np.float64], grid: NDArray, beyond: bool | int) -> NDArray:
         index = self._index(points)
         within = ((index >= 0) & (index < len(grid))).all(axis=1)
         return np.where(within, grid[tuple(np.clip(index, 0, len(grid) - 1).T)], beyond)
@@ -171,6 +190,14 @@ class FloodedShell:
     def reached(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return whether the flood reaches each point `(k, 3)`; False near the surface."""
         return self._look_up(points, self._reached, True)
+
+    def reached_by_wide_ways(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return whether the flood reaches each point `(k, 3)` even through walls 3 cells thick."""
+        return self._look_up(points, self._reached_widely, True)
+
+    def room(self, points: NDArray[np.float64]) -> NDArray[np.integer]:
+        """Return the number of the room, closed or not, around each point; 0 near the surface."""
+        return self._look_up(points, self._rooms, 0)
 
     def free(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return whether each point `(k, 3)` is so far from the surface that the flood decides."""

@@ -1,0 +1,101 @@
+"""A UV atlas for any mesh, within a time limit: xatlas in a child process, else a plain grid."""
+
+import io
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+_WORKER = """
+import io, sys
+import numpy as np, xatlas
+mesh = np.load(io.BytesIO(sys.stdin.buffer.read()))
+atlas = xatlas.Atlas()
+atlas.add_mesh(mesh["vertices"], mesh["faces"])
+pack = xatlas.PackOptions()
+pack.resolution, pack.padding, pack.bilinear = int(mesh["resolution_px"]), int(mesh["padding_px"]), True
+atlas.generate(xatlas.ChartOptions(), pack)
+source, faces, uv = atlas[0]
+size = np.array([atlas.width, atlas.height])
+np.savez(sys.stdout.buffer, source=source, faces=faces, uv=uv, size=size)
+"""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """How a mesh lies in its texture.
+
+    Args:
+        source: the mesh's vertex that each atlas vertex copies.
+        faces: the mesh's faces, in its order, as atlas vertices.
+        uv: texture coordinates in [0, 1], v up.
+    """
+
+    source: Int[ndarray, " a"]
+    faces: Int[ndarray, "f 3"]
+    uv: Float[ndarray, "a 2"]
+
+
+def unwrap(
+    vertices: Float[ndarray, "n 3"],
+    faces: Int[ndarray, "f 3"],
+    resolution_px: int,
+    padding_px: int = 3,
+    timeout_s: float = 60.0,
+) -> Atlas:
+    """Return a UV atlas. Where xatlas fails or takes too long, warn and lay faces out on a grid.
+
+    Args:
+        vertices: positions.
+        faces: vertex indices.
+        resolution_px: side of the texture to come.
+        padding_px: texels between charts.
+        timeout_s: xatlas is killed after so long: on some meshes it does not end.
+    """
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        vertices=vertices.astype(np.float32),
+        faces=faces.astype(np.uint32),
+        resolution_px=resolution_px,
+        padding_px=padding_px,
+    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", _WORKER],
+            input=packed.getvalue(),
+            capture_output=True,
+            timeout=timeout_s,
+            check=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        warnings.warn(f"xatlas gave no atlas ({error}): a grid atlas is used", stacklevel=2)
+        return grid_atlas(faces, resolution_px)
+    atlas = np.load(io.BytesIO(result.stdout))
+    # xatlas scales u and v apart when its page is not square: keep texels square.
+    uv = atlas["uv"].astype(np.float64) * atlas["size"] / atlas["size"].max()
+    return Atlas(
+        source=atlas["source"].astype(np.int64), faces=atlas["faces"].astype(np.int64), uv=uv
+    )
+
+
+def grid_atlas(faces: Int[ndarray, "f 3"], resolution_px: int) -> Atlas:
+    """Return an atlas of equal right triangles, two to a square: ugly, instant, never overlapping."""
+    num_faces = len(faces)
+    per_side = int(np.ceil(np.sqrt((num_faces + 1) // 2)))
+    cell = 1.0 / per_side
+    # One texel of air around each triangle, less where cells are only a few texels wide.
+    gap = min(1.0 / resolution_px, cell / 6.0)
+    lower = np.array([[gap, gap], [cell - 3 * gap, gap], [gap, cell - 3 * gap]])
+    square, upper = np.divmod(np.arange(num_faces), 2)
+    corner = np.where(upper[:, None, None] == 1, cell - lower, lower)
+    origin = np.stack([square % per_side, square // per_side], axis=1) * cell
+    return Atlas(
+        source=faces.reshape(-1).astype(np.int64),
+        faces=np.arange(num_faces * 3).reshape(-1, 3),
+        uv=(origin[:, None] + corner).reshape(-1, 2),
+    )

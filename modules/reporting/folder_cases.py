@@ -1,0 +1,85 @@
+"""Cases from two folders: meshes beside references of the same file name."""
+
+import hashlib
+from pathlib import Path
+
+from data_pipeline.contract import SourceFrame, UserError, unit_cube_frame
+from modules.geometry.mesh import ColoredMesh, load_mesh
+from modules.metrics.geometry import MeshSurface
+from modules.reporting.evaluation import Case, Loaded, Truth
+
+SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
+
+
+def folder_cases(meshes: Path, reference: Path) -> list[Case]:
+    """Return a case for every name in either folder; a name that only one holds is a failure.
+
+    Both meshes of a pair are moved to the frame where the reference fills the unit cube.
+
+    Raises:
+        UserError: a folder is missing or holds no mesh, two files of one share a name, or no name
+            is in both.
+    """
+    predicted, truths = mesh_files(meshes), mesh_files(reference)
+    if not predicted.keys() & truths.keys():
+        raise UserError(
+            f"no file in meshes={meshes} has the name of one in reference={reference} (first are "
+            f"{min(predicted)} and {min(truths)}): pairs are formed by file name without suffix"
+        )
+
+    def case(name: str) -> Case:
+        def load() -> Loaded:
+            if name not in truths:
+                raise UserError(f"there is no mesh of this name in reference={reference}")
+            if name not in predicted:
+                raise UserError(f"there is no mesh of this name in meshes={meshes}")
+            truth = load_mesh(truths[name])
+            frame = _filling_frame(truth, truths[name])
+            truth = truth.transformed(frame)
+            surface = MeshSurface(truth.vertices, truth.faces)
+            return Loaded(load_mesh(predicted[name]).transformed(frame), Truth(surface, truth))
+
+        files = [folder[name] for folder in (predicted, truths) if name in folder]
+        return Case(name, " ".join(map(file_digest, files)), load)
+
+    return [case(name) for name in sorted(predicted.keys() | truths.keys())]
+
+
+def mesh_files(folder: Path) -> dict[str, Path]:
+    """Return the mesh files in a folder by name without suffix.
+
+    Raises:
+        UserError: it is no folder, holds no mesh, or two files of one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give one that holds {', '.join(SUFFIXES)} files")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise UserError(f"{folder} holds none of {', '.join(SUFFIXES)}: name another folder")
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise UserError(
+                f"{folder} holds both {found[path.stem].name} and {path.name}: keep one of them, "
+                "for pairs are formed by name"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _filling_frame(mesh: ColoredMesh, path: Path) -> SourceFrame:
+    """Return the frame in which the mesh's faces fill the unit cube."""
+    used = mesh.vertices[mesh.faces].reshape(-1, 3)
+    try:
+        return unit_cube_frame(used.min(axis=0), used.max(axis=0))
+    except ValueError as error:
+        raise UserError(f"the reference {path} cannot be normalised: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of its name when it cannot be read, which scoring will tell."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return f"unreadable {path.name}"

@@ -1,0 +1,125 @@
+"""Cases from rendered samples: each rebuilt by the refiner-decoder from its true images."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+
+from data_pipeline.contract import Camera, SourceFrame, UserError, make_uid
+from modules.geometry.mesh import load_mesh, save_mesh
+from modules.metrics.appearance import compare_with_views
+from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
+from modules.pipelines.reconstruction import Reconstructor
+from modules.reporting.evaluation import Case, Loaded, Truth
+from modules.reporting.folder_cases import SUFFIXES, file_digest
+
+
+class StoredSamples(Protocol):
+    """What this file needs of data_pipeline's ShardSet."""
+
+    uids: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest."""
+        ...
+
+    def index_of(self, uid: str) -> int:
+        """Return the number of a sample."""
+        ...
+
+    def read(self, i: int) -> dict[str, bytes]:
+        """Return the members of a sample."""
+        ...
+
+
+def rebuild_cases(
+    shard_set: StoredSamples,
+    decode_sample: Callable[[dict[str, bytes]], dict[str, Any]],
+    *,
+    checkpoint: Path | None,
+    settings: Mapping[str, int],
+    reference: Path | None,
+    count: int | None,
+    out: Path,
+) -> list[Case]:
+    """Return a case for every rendered sample: rebuilt, saved in its asset's own frame, and judged.
+
+    The truth is the original asset where `reference` holds a readable file whose name gives the
+    uid, else the surface points stored with the sample.
+
+    Args:
+        shard_set: the samples.
+        decode_sample: that of data_pipeline.loading.samples.
+        checkpoint: pipeline folder; None for the classical estimate, which needs no training.
+        settings: keyword arguments of the reconstruction (`grid`, `texture_px`).
+        reference: folder of the original assets, searched with all below it.
+        count: the first so many samples; None for all.
+        out: folder that takes the rebuilt meshes.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"count={count} must be at least 1")
+    originals = {} if reference is None else _by_uid(reference)
+    if checkpoint is None:
+        reconstruct, weights = Reconstructor.classical(), "classical"
+    else:
+        reconstruct = Reconstructor.from_pretrained(checkpoint)
+        weights = folder_digest(checkpoint / "refiner_decoder")
+
+    def case(uid: str) -> Case:
+        def load() -> Loaded:
+            members = shard_set.read(shard_set.index_of(uid))
+            sample, meta = decode_sample(members), json.loads(members["meta.json"])
+            cameras = [Camera(**camera) for camera in meta["cameras"]]
+            frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
+            mesh = reconstruct(sample["images"], cameras, sample["hit"], **settings)
+            out.mkdir(parents=True, exist_ok=True)
+            save_mesh(mesh, out / f"{uid}.glb", frame, {"relief": {"uid": uid}})
+            rgb = sample["images"][0].numpy().transpose(0, 2, 3, 1).astype(np.float64) / 2.0 + 0.5
+            hit = sample["hit"].numpy()
+            figures = compare_with_views(mesh, cameras, rgb, hit)
+            if uid in originals:
+                original = load_mesh(originals[uid]).transformed(frame)
+                truth = Truth(MeshSurface(original.vertices, original.faces), original)
+            else:
+                truth = _stored_truth(sample["geometry"], rgb, hit)
+            return Loaded(mesh, truth, figures)
+
+        digest = file_digest(originals[uid]) if uid in originals else "stored samples"
+        identity = f"{shard_set.sha256} {weights} {dict(settings)} {digest}"
+        return Case(uid, identity, load, [out / f"{uid}.glb"])
+
+    return [case(uid) for uid in shard_set.uids[:count]]
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a hash of the contents of a folder, by which weights are known."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _by_uid(folder: Path) -> Mapping[str, Path]:
+    """Return the mesh files below a folder by the uid that `source=folder` gives them."""
+    if not folder.is_dir():
+        raise UserError(f"reference={folder} is no folder: give that of the original assets")
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    return {make_uid(path.stem): path for path in files}
+
+
+def _stored_truth(
+    geometry: Mapping[str, ndarray], rgb: Float[ndarray, "v h w 3"], hit: Bool[ndarray, "v h w"]
+) -> Truth:
+    """Return the truth that a sample itself holds: points on the surface, and the views."""
+    points, normals = (
+        geometry[f"surface_{key}"].astype(np.float64) for key in ("position", "normal")
+    )
+    rgba = np.concatenate([np.clip(rgb, 0.0, 1.0), hit[..., None]], axis=-1)
+    views: UInt8[ndarray, "v h w 4"] = np.rint(rgba * 255.0).astype(np.uint8)
+    return Truth(SampledSurface(SurfaceSamples(points, normals)), None, views)

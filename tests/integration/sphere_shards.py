@@ -1,0 +1,74 @@
+"""Shards of spheres whose images are computed, not rendered: real samples without Blender."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.codec import encode_views
+from data_pipeline.contract import (
+    CONVENTIONS_VERSION,
+    RenderSpec,
+    encode_coord,
+    encode_normal,
+    view_layout,
+)
+from data_pipeline.shards.writer import ShardWriter
+
+NUM_POINTS = 256
+
+
+def sphere_members(uid: str, colour: tuple[int, int, int], resolution_px: int) -> dict[str, bytes]:
+    """Return the members of a sample: a sphere of radius 0.5 in one colour, seen by ortho6."""
+    cameras = view_layout("ortho6")
+    hits, coords = [], []
+    for camera in cameras:
+        origins, directions = camera.rays(resolution_px)
+        along = -(origins * directions).sum(-1, keepdims=True)
+        foot = origins + along * directions
+        inside = 0.25 - (foot**2).sum(-1, keepdims=True)
+        hits.append(inside[..., 0] > 0)
+        coords.append(foot - np.sqrt(np.maximum(inside, 0.0)) * directions)
+    hit, coord = np.stack(hits), np.stack(coords)
+    coord = np.where(hit[..., None], coord, 0.0)
+    rgba = np.concatenate([np.broadcast_to(colour, coord.shape), 255.0 * hit[..., None]], axis=-1)
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(NUM_POINTS, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    queries = generator.uniform(-0.5, 0.5, (NUM_POINTS, 3))
+    geometry = io.BytesIO()
+    np.savez(
+        geometry,
+        surface_position=(0.5 * directions).astype(np.float32),
+        surface_normal=directions.astype(np.float32),
+        surface_albedo=np.broadcast_to(np.array(colour, np.uint8), (NUM_POINTS, 3)),
+        sdf_position=queries.astype(np.float32),
+        sdf_distance=(np.linalg.norm(queries, axis=1) - 0.5).astype(np.float32),
+        sdf_confidence=np.ones(NUM_POINTS, np.float32),
+    )
+    meta = {
+        "uid": uid, "source": {}, "licence": "CC0-1.0", "author": "", "captions": [f"sphere {uid}"],
+        "scale": 1.0, "offset": [0.0, 0.0, 0.0], "cameras": [c.to_json() for c in cameras],
+        "conventions": CONVENTIONS_VERSION, "config_hash": "0" * 16, "render_spec": {},
+        "blender": "", "device": "", "counts": {}, "qa": {},
+    }  # fmt: skip
+    return {
+        "meta.json": json.dumps(meta).encode(),
+        "rgb.png": encode_views(rgba.astype(np.uint8)),
+        "normal.png": encode_views(encode_normal(2.0 * coord)),
+        "coord.png": encode_views(encode_coord(coord)),
+        "hit.png": encode_views(np.where(hit, 255, 0).astype(np.uint8)),
+        "geometry.npz": geometry.getvalue(),
+    }
+
+
+def write_sphere_shards(directory: Path, *, num_samples: int = 6, resolution_px: int = 32) -> Path:
+    """Write a set of shards of spheres, each of another colour, and return its folder."""
+    spec = RenderSpec(resolution_px=resolution_px)
+    with ShardWriter(directory, "spheres", 4) as writer:
+        for i in range(num_samples):
+            colour = (40 * i, 255 - 40 * i, 128)
+            writer.add(f"sphere_{i}", sphere_members(f"sphere_{i}", colour, spec.resolution_px))
+        writer.finish({"kind": "samples", "config_hash": "0" * 16})
+    return directory
