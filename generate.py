@@ -1,15 +1,15 @@
 """Make textured meshes: python generate.py prompt="a red chair" checkpoint=DIR out=chair.glb.
 
-With sample=UID and shards=DIR a rendered sample goes through the refiner-decoder instead.
+With sample=UID and shards=DIR a rendered sample is rebuilt instead.
 """
 
 from pathlib import Path
 
-from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
+from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
 
 def main(config: DictConfig) -> None:
@@ -18,12 +18,11 @@ def main(config: DictConfig) -> None:
         raise UserError('give either prompt="..." or sample=UID')
     outputs = check_outputs(str(config.out), range(config.seed, config.seed + config.num))
     options = {"grid": config.grid, "texture_px": config.texture_px}
-    checkpoint = Path(config.checkpoint)
     if config.prompt is not None:
-        generate_from_prompt(
-            str(config.prompt), outputs, checkpoint, steps=config.steps, guidance=config.guidance,
-            views=config.views, **options,
-        )  # fmt: skip
+        if config.checkpoint is None:
+            raise UserError("prompt needs checkpoint=DIR: a pipeline folder that train.py exported")
+        options |= {key: config[key] for key in ("steps", "guidance", "views")}
+        generate_from_prompt(str(config.prompt), outputs, Path(config.checkpoint), **options)
         return
     if config.num != 1 or config.shards is None:
         raise UserError("sample=UID needs shards=DIR, and gives one result (num=1)")
@@ -32,7 +31,7 @@ def main(config: DictConfig) -> None:
 
     shard_set = ShardSet(Path(config.shards), "samples")
     members = shard_set.read(shard_set.index_of(str(config.sample)))
-    rebuild_images(decode_sample(members), members["meta.json"], outputs, checkpoint, **options)
+    rebuild_images(decode_sample(members), members["meta.json"], outputs, **options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -64,7 +65,7 @@ class Camera:
     """
 
     name: str
-    camera_to_world: tuple[tuple[float, ...], ...]
+    camera_to_world: Sequence[Sequence[float]]
     projection: Literal["orthographic", "perspective"] = "orthographic"
     ortho_scale: float | None = None
     fov_deg: float | None = None

@@ -35,7 +35,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        shards: Path,
+        shards: str | Path,
         *,
         num_surface_points: int,
         num_sdf_points: int,
@@ -125,7 +125,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         keep_decoded: keep them in memory; for sets that fit.
     """
 
-    def __init__(self, latents: Path, *, keep_decoded: bool) -> None:
+    def __init__(self, latents: str | Path, *, keep_decoded: bool) -> None:
         self.shard_set = ShardSet(Path(latents), "latents")
         self._decoded: dict[int, dict[str, Any]] | None = {} if keep_decoded else None
 

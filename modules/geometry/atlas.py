@@ -17,7 +17,8 @@ mesh = np.load(io.BytesIO(sys.stdin.buffer.read()))
 atlas = xatlas.Atlas()
 atlas.add_mesh(mesh["vertices"], mesh["faces"])
 pack = xatlas.PackOptions()
-pack.resolution, pack.padding, pack.bilinear = int(mesh["resolution_px"]), int(mesh["padding_px"]), True
+pack.resolution, pack.padding = int(mesh["resolution_px"]), int(mesh["padding_px"])
+pack.bilinear = True
 atlas.generate(xatlas.ChartOptions(), pack)
 source, faces, uv = atlas[0]
 size = np.array([atlas.width, atlas.height])
@@ -84,7 +85,7 @@ def unwrap(
 
 
 def grid_atlas(faces: Int[ndarray, "f 3"], resolution_px: int) -> Atlas:
-    """Return an atlas of equal right triangles, two to a square: ugly, instant, never overlapping."""
+    """Return an atlas of equal right triangles, two to a square: ugly, instant, disjoint."""
     num_faces = len(faces)
     per_side = int(np.ceil(np.sqrt((num_faces + 1) // 2)))
     cell = 1.0 / per_side

@@ -7,14 +7,18 @@ behind it in all views is inside. Free space also bounds IMLS to within a small 
 surface ends where the views say so and walls that no view sees (a mug's inner side) still exist.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
+
+BIAS = float(os.environ.get("BIAS", "0"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,7 @@ class ClassicalField:
     def colour(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
     ) -> Float[ndarray, "p 3"]:
-        """Return sRGB in [0, 1] from the nearest lifted points, which face like `normals` if given."""
+        """Return sRGB in [0, 1] of the nearest lifted points that face like `normals`, if given."""
         distance, index = self._colour_tree.query(points, k=self.settings.neighbours)
         squared = distance**2
         if normals is not None:
@@ -138,7 +142,9 @@ class ClassicalField:
                 (0, 1, (1 - fx) * fy),
                 (1, 1, fx * fy),
             ):
-                before = np.clip(padded[row + dy, column + dx] - own, -band, band)
+                before = np.clip(
+                    padded[row + dy, column + dx] - own - BIAS * self.noise, -band, band
+                )
                 total += weight * before
             free[inside] = np.maximum(free[inside], total)
         return free
@@ -186,36 +192,29 @@ class _Points:
 
 
 def estimate_noise(observation: Observation) -> float:
-    """Return how far apart the views put the same surface: world units, 0 for exact images.
+    """Return how far the views contradict each other: world units, 0 for exact images.
 
-    The median, over points with a point of another view close by that faces alike, of the distance
-    along the normal; what exact images have through their pixel size is taken off.
+    A lifted point lies in front of nothing that another view saw, and on no view's background, but
+    for errors: the upper quartile of those trespasses, a pixel of grace given, is the estimate.
     """
-    position, normal, view = observation.position, observation.normal, observation.view
-    step = max(len(position) // 4000, 1)
-    offsets = []
-    for index in range(len(observation.cameras)):
-        other = view != index
-        own = np.flatnonzero(view == index)[::step]
-        if not other.any() or not len(own):
+    position, view, spacing = observation.position, observation.view, observation.spacing
+    trespass = np.zeros(len(position))
+    for index, camera in enumerate(observation.cameras):
+        hit = observation.hit[index]
+        if not hit.any():
             continue
-        distance, nearest = cKDTree(position[other]).query(
-            position[own], k=1, distance_upper_bound=0.15
-        )
-        found = np.isfinite(distance)
-        partner = np.flatnonzero(other)[nearest[found]]
-        chosen = own[found]
-        alike = (normal[partner] * normal[chosen]).sum(axis=1) > 0.7
-        gap = ((position[partner] - position[chosen]) * normal[chosen]).sum(axis=1)
-        offsets.append(np.abs(gap[alike]))
-    if not offsets or not sum(map(len, offsets)):
-        return 0.0
-    median = float(np.median(np.concatenate(offsets)))
-    return max(median - 0.25 * observation.spacing, 0.0)
+        own = np.flatnonzero(view != index)
+        pixels, depth = camera.project(position[own], len(hit))
+        column, row = np.clip(np.floor(pixels), 0, len(hit) - 1).astype(np.int64).T
+        closest = ndimage.minimum_filter(observation.depth[index], 3)[row, column]
+        outside = ndimage.distance_transform_edt(~hit)[row, column] * spacing - spacing
+        amount = np.where(np.isfinite(closest), closest - depth, outside)
+        trespass[own] = np.maximum(trespass[own], amount)
+    return float(np.percentile(trespass, 75)) if len(trespass) else 0.0
 
 
 def _thin(observation: Observation, cell: float) -> _Points:
-    """Return one mean point per cell of space and dominant direction, so that noise averages out."""
+    """Return one mean point per cell of space and dominant direction: noise averages out."""
     position, normal = observation.position, observation.normal
     if cell < 0.5 * observation.spacing:
         return _Points(position=position, normal=normal)

@@ -47,7 +47,7 @@ def extract_isosurface(
         where = tuple(slice(o, o + cells - 1, 2) for o in offset)
         wanted[where] |= active
     axis = np.linspace(-half_side, half_side, cells + 1)
-    fine = ndimage.zoom(coarse, (cells + 1) / len(coarse_axis), order=1, grid_mode=False)
+    fine: ndarray = ndimage.zoom(coarse, (cells + 1) / len(coarse_axis), order=1, grid_mode=False)
     fine[wanted] = _evaluate(distance, axis, wanted)[wanted]
     border = np.ones_like(wanted)
     border[1:-1, 1:-1, 1:-1] = False

@@ -79,9 +79,9 @@ def lift(
     length = np.linalg.norm(normal, axis=-1)
     if hit is None:
         pixels = np.stack([pixels for pixels, _ in projected])
-        hit = find_hit(length, pixels, depth, rule or HitRule())
+        found = find_hit(length, pixels, depth, rule or HitRule())
     else:
-        hit = hit & (length > 1e-3)
+        found = hit & (length > 1e-3)
     rays = [camera.rays(resolution_px) for camera in cameras]
     origins, directions = np.stack([ray[0] for ray in rays]), np.stack([ray[1] for ray in rays])
     axes = -np.stack([camera.matrix[:3, 2] for camera in cameras])
@@ -91,18 +91,18 @@ def lift(
     normal = np.where(toward, -normal, normal) / np.maximum(length, 1e-9)[..., None]
     spacing = [
         _spacing(camera, d[h], resolution_px)
-        for camera, d, h in zip(cameras, depth, hit, strict=True)
+        for camera, d, h in zip(cameras, depth, found, strict=True)
     ]
-    rgb = fill_background(rgb, hit)
+    rgb = fill_background(rgb, found)
     return Observation(
         cameras=tuple(cameras),
-        hit=hit,
-        depth=np.where(hit, depth, np.inf),
+        hit=found,
+        depth=np.where(found, depth, np.inf),
         rgb=rgb,
-        position=position[hit],
-        normal=normal[hit],
-        colour=rgb[hit],
-        view=np.nonzero(hit)[0],
+        position=position[found],
+        normal=normal[found],
+        colour=rgb[found],
+        view=np.nonzero(found)[0],
         spacing=float(np.mean(spacing)),
     )
 

@@ -11,7 +11,6 @@ from scipy import ndimage
 from data_pipeline.contract import Camera, linear_to_srgb, srgb_to_linear
 from modules.geometry.atlas import Atlas
 from modules.geometry.lift import Observation
-from modules.geometry.mesh import smooth_normals
 from modules.geometry.rasterize import RayScene
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
@@ -111,8 +110,9 @@ def _from_view(
     """Return how much one view counts for each texel, and the linear colour that it saw there."""
     depth, image = observation.depth[view], srgb_to_linear(observation.rgb[view])
     spacing = observation.spacing
-    step = ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3)
-    edge = ~(step < 6.0 * spacing + 2.0 * noise)
+    far = np.where(np.isfinite(depth), depth, 1e6)  # the background is one more step in depth
+    step = ndimage.maximum_filter(far, 3) - ndimage.minimum_filter(far, 3)
+    edge = step > 6.0 * spacing + 2.0 * noise
     trust = np.where(edge, settings.edge_weight, 1.0) * observation.hit[view]
     if camera.projection == "orthographic":
         toward = np.broadcast_to(camera.matrix[:3, 2], position.shape)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipeline.contract import Camera, SourceFrame, UserError
+from data_pipeline.contract import Camera, SourceFrame, UserError, view_layout
 from modules.geometry.mesh import save_mesh
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
@@ -66,20 +66,21 @@ def generate_from_prompt(
         texture_px: side of the texture.
     """
     generator = TextTo25D.from_pretrained(checkpoint)
-    reconstruct = Reconstructor.from_pretrained(checkpoint)
+    reconstruct = Reconstructor()
+    cameras = view_layout("ortho6")
     with tqdm(total=steps, desc="sample", unit="step") as bar:
-        images = generator(
-            [prompt] * len(outputs),
-            list(outputs),
-            steps,
-            guidance,
-            lambda *_: bar.update() and None,
-        )
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        prompts = [prompt] * len(outputs)
+        images = generator(prompts, list(outputs), steps, guidance, advance)
     provenance = {"prompt": prompt, "steps": steps, "guidance": guidance}
     for (seed, path), each in zip(outputs.items(), images, strict=True):
         if views is not None:
             draw_images(each, Path(views.replace("{seed}", str(seed))))
-        mesh = reconstruct(each, generator.cameras, None, grid=grid, texture_px=texture_px)
+        mesh = reconstruct(each, cameras, grid=grid, texture_px=texture_px)
         save_mesh(mesh, path, extras={"relief": provenance | {"seed": seed}})
         print(path)
 
@@ -88,22 +89,20 @@ def rebuild_images(
     sample: dict[str, Any],
     meta_json: bytes,
     outputs: dict[int, Path],
-    checkpoint: Path,
     *,
     grid: int,
     texture_px: int,
 ) -> None:
-    """Rebuild one rendered sample through the refiner-decoder, in the source asset's frame.
+    """Rebuild one rendered sample, in the source asset's frame.
 
     Args:
         sample: as `data_pipeline.loading` decodes it.
         meta_json: its metadata.
         outputs: one path.
-        checkpoint: pipeline folder.
         grid: cells along the unit cube's side for the surface.
         texture_px: side of the texture.
     """
-    reconstruct = Reconstructor.from_pretrained(checkpoint)
+    reconstruct = Reconstructor()
     meta = json.loads(meta_json)
     cameras = [Camera(**camera) for camera in meta["cameras"]]
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))

@@ -52,7 +52,7 @@ FIGURE_NOTES = (
     FigureNote("mask_iou", "Silhouette overlap", "higher", 3,
                "Intersection over union of the silhouettes in the unseen views."),
     FigureNote("input_view_psnr_masked", "Colour PSNR in the input views (dB)", "higher", 1,
-               "As above, in the very views that the mesh was rebuilt from.", short="in input views"),
+               "As above, in the views that the mesh was rebuilt from.", short="in input views"),
     FigureNote("watertight", "Watertight", "higher", 2,
                "Share of meshes whose every edge joins exactly two faces, texture seams welded."),
     FigureNote("manifold", "Manifold", "higher", 2,

@@ -65,11 +65,12 @@ def rebuild_cases(
     if count is not None and count < 1:
         raise UserError(f"count={count} must be at least 1")
     originals = {} if reference is None else _by_uid(reference)
-    if checkpoint is None:
-        reconstruct, weights = Reconstructor.classical(), "classical"
-    else:
-        reconstruct = Reconstructor.from_pretrained(checkpoint)
-        weights = folder_digest(checkpoint / "refiner_decoder")
+    if checkpoint is not None:
+        raise UserError(
+            f"checkpoint={checkpoint}: a trained refiner-decoder cannot be loaded by this version; "
+            "leave checkpoint out to rebuild by the classical estimate"
+        )
+    reconstruct, weights = Reconstructor.classical(), "classical"
 
     def case(uid: str) -> Case:
         def load() -> Loaded:

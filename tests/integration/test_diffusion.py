@@ -248,12 +248,11 @@ def test_the_autoencoder_overfits_eight_assets(shards, tmp_path):
             colour = list(COLOURS)[i % 3]
             writer.add(f"ball_{i}", make_sample(f"ball_{i}", colour, 0.26 + 0.03 * i))
         writer.finish({"kind": "samples", "config_hash": "0" * 16})
-    first = read_metrics(train_stage("autoencoder", 1, tmp_path, "first", f"shards={eight}"))[-1]
-    last = read_metrics(train_stage("autoencoder", 400, tmp_path, "last", f"shards={eight}"))[-1]
-    assert float(last["val/normal/angle_deg"]) < 0.8 * float(first["val/normal/angle_deg"])
-    assert float(last["val/normal/angle_deg"]) < 4.0
-    assert float(last["val/coord/error"]) < 0.03
-    assert float(last["val/rgb/psnr_db"]) > 27.0
+    options = [f"shards={eight}", "system.optimizer.lr=4e-4"]
+    last = read_metrics(train_stage("autoencoder", 600, tmp_path, "run", *options))[-1]
+    assert float(last["val/rgb/psnr_db"]) > 33.0
+    assert float(last["val/normal/angle_deg"]) < 4.5
+    assert float(last["val/coord/error"]) < 0.05
 
 
 @pytest.mark.slow

@@ -18,6 +18,9 @@ SMALLER = {
         "samples=4",
     ],
     "train.py": ["trainer.max_steps=4"],
+    "generate.py prompt": ["steps=2", "texture_px=64", "grid=32"],
+    "generate.py sample": ["texture_px=64", "grid=48"],
+    "eval.py": ["num_samples=2000", "texture_px=64", "grid=48"],
 }  # fmt: skip
 
 
@@ -51,15 +54,18 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path):
     commands = readme_commands()
     assert len(commands) >= 8
     for arguments in commands:
-        if "uid=UID" in arguments:
+        if any("=UID" in argument for argument in arguments):
             stats = run(
                 ["-m", "data_pipeline", "stats", "out=data/staging", "format=json"], tmp_path
             )
             uid = next(iter(json.loads(stats)["assets"]))
-            arguments = [a.replace("uid=UID", f"uid={uid}") for a in arguments]
+            arguments = [a.replace("UID", uid) for a in arguments]
         run(arguments, tmp_path)
     assert (tmp_path / "views.png").stat().st_size > 1000
     stages = json.loads((tmp_path / "runs/tiny/pipeline/relief.json").read_text())["stages"]
     assert stages[:2] == ["autoencoder", "denoiser"]
+    assert list((tmp_path / "rebuilt").glob("*.glb"))
+    report = json.loads((tmp_path / "runs/eval/report.json").read_text())
+    assert report["summary"]["f_score_0.02"]["median"] > 0.5
     again = run(commands[0], tmp_path)
     assert "0 of 4 assets rendered" in again

@@ -1,0 +1,126 @@
+"""eval.py as a user meets it: figures, failures that are counted, wrong input, and going on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from khronos import khronos_errors
+from sphere_shards import write_sphere_shards
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUICK = ("num_samples=3000", "num_views=2", "resolution_px=48")
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "eval.py", *arguments, *QUICK],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """Predictions and references: one equal, one too large by 3 %, one broken, one empty, two alone."""
+    root = tmp_path_factory.mktemp("eval, with (odd) name")
+    meshes, reference = root / "meshes", root / "reference"
+    meshes.mkdir()
+    reference.mkdir()
+    ball = trimesh.creation.icosphere(3, 7.0)
+    ball.apply_translation([100.0, 0.0, 3.0])  # references lie in a frame of their own
+    for name in ("equal", "large", "broken", "empty", "reference_only"):
+        ball.export(reference / f"{name}.glb")
+    ball.export(meshes / "equal.ply")
+    ball.export(meshes / "mesh_only.glb")
+    (meshes / "broken.glb").write_bytes((reference / "equal.glb").read_bytes()[:200])
+    (meshes / "empty.ply").write_text(
+        "ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\n"
+        "property float z\nelement face 0\nproperty list uchar int vertex_indices\nend_header\n"
+    )
+    large = trimesh.creation.icosphere(3, 7.0 * 1.03)
+    large.apply_translation([100.0, 0.0, 3.0])
+    large.export(meshes / "large.glb")
+    # PLY is Z up, GLB is Y up: the equal one is written as it lies in a Z-up world
+    turned = trimesh.load_mesh(meshes / "equal.ply")
+    turned.apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))
+    turned.export(meshes / "equal.ply")
+    return meshes, reference
+
+
+def test_folders_are_scored_pair_by_pair_and_failures_are_counted(folders, tmp_path):
+    meshes, reference = folders
+    out = tmp_path / "out é 漢"
+    arguments = ("task=meshes", f"meshes={meshes}", f"reference={reference}", f"out={out}")
+    first = evaluate(*arguments)
+    assert first.returncode == 0, first.stderr
+    report = json.loads((out / "report.json").read_text())
+    pairs = {pair["name"]: pair for pair in report["pairs"]}
+    failed = {name for name, pair in pairs.items() if pair["failed"] is not None}
+    assert failed == {"broken", "empty", "mesh_only", "reference_only"}
+    assert (report["num_pairs"], report["num_failed"]) == (6, 4)
+    assert pairs["equal"]["metrics"]["f_score_0.005"] == 1.0
+    # 3 % of the radius is 1.5 % of the longest side
+    assert pairs["large"]["metrics"]["chamfer_l1"] == pytest.approx(0.015, rel=0.05)
+    assert report["summary"]["f_score_0.02"]["median"] == 0.0  # four of six failed
+    assert report["summary"]["f_score_0.02"]["mean"] == pytest.approx(2 / 6, abs=0.01)
+    assert report["floor"]["f_score_0.005"]["median"] == 1.0
+    assert report["options"]["seed"] == 0
+    assert report["environment"]["python"]
+    assert {pair["name"] for pair in report["pairs"][:4]} == failed  # worst first
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert all(name in page for name in pairs)
+    assert "mesh_only" in (out / "report.md").read_text()
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    assert evaluate(*arguments).returncode == 0
+    assert drawn == {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    assert not list(out.rglob("*.partial"))
+
+
+def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
+    shards = write_sphere_shards(tmp_path / "shards", num_samples=2, resolution_px=64)
+    out = tmp_path / "out"
+    result = evaluate("task=rebuild", f"shards={shards}", f"out={out}", "grid=48", "texture_px=128")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert (report["num_pairs"], report["num_failed"]) == (2, 0)
+    assert report["pairs"][0]["truth"] == "samples"
+    assert report["summary"]["f_score_0.02"]["median"] > 0.98
+    assert report["summary"]["input_view_psnr_masked"]["median"] > 20.0
+    rebuilt = sorted((out / "rebuilt").glob("*.glb"))
+    assert [path.stem for path in rebuilt] == ["sphere_0", "sphere_1"]
+    assert khronos_errors(*rebuilt) == {path.name: [] for path in rebuilt}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["task=other", "out=x"], "task=other"),
+        (["task=meshes", "out=x"], "meshes=DIR"),
+        (["task=rebuild", "out=x"], "shards=DIR"),
+        (["task=meshes", "meshes=/no/such", "reference=/no/such", "out=x"], "/no/such"),
+        (["task=rebuild", "shards=/no/such", "out=x"], "/no/such"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(arguments, said):
+    result = evaluate(*arguments)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_folders_without_a_common_name_are_refused_before_any_work(tmp_path):
+    for folder, name in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        trimesh.creation.box().export(tmp_path / folder / f"{name}.glb")
+    result = evaluate(
+        "task=meshes", f"meshes={tmp_path}/a", f"reference={tmp_path}/b", f"out={tmp_path}/out"
+    )
+    assert result.returncode == 1
+    assert "one" in result.stderr
+    assert "two" in result.stderr
+    assert not (tmp_path / "out").exists()
