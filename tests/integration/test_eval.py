@@ -24,7 +24,7 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
-    """Predictions and references: one equal, one too large by 3 %, one broken, one empty, two alone."""
+    """Meshes and references: one equal, one 3 % too large, one broken, one empty, two alone."""
     root = tmp_path_factory.mktemp("eval, with (odd) name")
     meshes, reference = root / "meshes", root / "reference"
     meshes.mkdir()

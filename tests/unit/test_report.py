@@ -98,7 +98,8 @@ def test_tables_follow_the_notes_and_leave_out_what_was_not_measured():
 def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_it_shows(tmp_path):
     pair = {"name": "<b>odd & name", "failed": "it is <broken>", "metrics": {}, "picture": None}
     report = {
-        "about": {"task": "meshes"}, "num_pairs": 1, "num_failed": 1, "summary": {}, "pairs": [pair],
+        "about": {"task": "meshes"}, "num_pairs": 1, "num_failed": 1,
+        "summary": {}, "pairs": [pair],
         "options": {"num_samples": 1000, "num_views": 1, "resolution_px": 16, "seed": 0},
         "environment": {"git_sha": "x", "machine": "y", "system": "z", "python": "3"},
     }  # fmt: skip
