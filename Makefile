@@ -20,14 +20,14 @@ check: install
 	$(BIN)/codespell
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu and not blender" tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu and not blender" tests/unit
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 test: install validator
-	$(BIN)/python -m pytest -q -m "not slow" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" --durations=10
 
 test-slow: install validator
 	$(BIN)/python -m pytest -q -m slow --durations=10

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import trimesh
@@ -19,6 +19,7 @@ Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
 """Files whose up is +Y: glTF by its standard, OBJ as Blender reads and writes it."""
 
 
+@runtime_checkable
 class Mesh(Protocol):
     """What rasterisation, sampling and metrics need of a mesh."""
 

@@ -17,7 +17,8 @@ SMALLER = {
         "sdf_points=2048",
         "samples=4",
     ],
-    "train.py": ["trainer.max_steps=4"],
+    "train.py experiment=tiny/autoencoder": ["trainer.max_steps=4"],
+    "train.py experiment=tiny/latent_diffusion": ["trainer.max_steps=80"],  # until a surface shows
     "generate.py prompt": ["steps=2", "texture_px=64", "grid=32"],
     "generate.py sample": ["texture_px=64", "grid=48"],
     "eval.py": ["num_samples=2000", "texture_px=64", "grid=48"],
