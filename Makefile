@@ -1,10 +1,12 @@
-# make test is the command to know. Everything below calls `make install` by itself.
+# make demo | make test: the two to know. Everything below calls `make install` by itself.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
+RUN ?= runs/demo
+ASSETS ?=
 
-.PHONY: install check format test test-slow gpu-check validator clean
+.PHONY: install demo demo-short check format test test-slow gpu-check validator clean
 
 install: $(VENV)/.installed .venv-blender/.installed
 
@@ -13,6 +15,12 @@ $(VENV)/.installed: pyproject.toml requirements/train.txt scripts/install.sh
 
 .venv-blender/.installed: requirements/blender.txt scripts/install.sh
 	bash scripts/install.sh blender "$(PYTHON)" .venv-blender
+
+demo: install
+	$(BIN)/python scripts/demo.py run_dir="$(RUN)" assets="$(ASSETS)"
+
+demo-short: install
+	$(BIN)/python scripts/demo.py run_dir="$(RUN)" assets="$(ASSETS)" short=true
 
 check: install
 	$(BIN)/ruff format --check .

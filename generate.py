@@ -31,7 +31,9 @@ def main(config: DictConfig) -> None:
 
     shard_set = ShardSet(Path(config.shards), "samples")
     members = shard_set.read(shard_set.index_of(str(config.sample)))
-    rebuild_images(decode_sample(members), members["meta.json"], outputs, **options)
+    checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
+    sample = decode_sample(members)
+    rebuild_images(sample, members["meta.json"], outputs, checkpoint, **options)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ behind it in all views is inside. Free space also bounds IMLS to within a small 
 surface ends where the views say so and walls that no view sees (a mug's inner side) still exist.
 """
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +16,6 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
-
-BIAS = float(os.environ.get("BIAS", "0"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +29,8 @@ class ClassicalSettings:
         carve_band: free space is known to within this distance of an observed depth.
         margin: how far IMLS may depart from free space where points are near.
         sheet: sheets are thickened to at least this many spacings.
+        smoothing: share of the views' disagreement that is smoothed over; all of it would melt thin
+            parts, and disagreement is mostly shifts of whole views, which no smoothing mends.
         truncation: distances are cut off here, in world units.
     """
 
@@ -41,6 +40,7 @@ class ClassicalSettings:
     carve_band: float = 1.5
     margin: float = 0.75
     sheet: float = 1.0
+    smoothing: float = 0.2
     truncation: float = 0.05
 
 
@@ -52,11 +52,14 @@ class FieldSample:
         distance: signed distance, positive outside, cut off at the truncation; world units.
         nearest: distance to the nearest lifted point (infinite beyond the truncation).
         free: how far the point lies in free space, cut off at the carving band; world units.
+        doubt: 0 where exact views saw the surface next to the point, up to 1 where none did or
+            where the views contradict each other: how much a learned residual may say.
     """
 
     distance: Float[ndarray, " p"]
     nearest: Float[ndarray, " p"]
     free: Float[ndarray, " p"]
+    doubt: Float[ndarray, " p"]
 
 
 class ClassicalField:
@@ -68,14 +71,22 @@ class ClassicalField:
     """
 
     def __init__(self, observation: Observation, settings: ClassicalSettings | None = None) -> None:
+        if not len(observation.position):
+            raise ValueError("an observation without any point has no field")
         self.observation = observation
         self.settings = settings or ClassicalSettings()
         self.noise = estimate_noise(observation)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
-        self._points = _thin(observation, cell=self.noise)
+        smoothed = self.settings.smoothing * self.noise
+        self._points = _thin(observation, cell=smoothed)
         self._tree = cKDTree(self._points.position)
         self._colour_tree = cKDTree(observation.position)
-        self._spacing = float(np.hypot(observation.spacing, self.noise))
+        self._spacing = float(np.hypot(observation.spacing, smoothed))
+
+    @property
+    def carve_band(self) -> float:
+        """How far from an observed depth free space is told apart, world units."""
+        return self.settings.carve_band * self.observation.spacing
 
     def sample(self, points: Float[ndarray, "p 3"]) -> FieldSample:
         """Return the field at world points."""
@@ -83,14 +94,14 @@ class ClassicalField:
         free = self.free_space(points)
         truncation = settings.truncation
         reach = 2.0 * settings.reach * spacing
-        distance, index = self._tree.query(
-            points, k=settings.neighbours, distance_upper_bound=reach
-        )
+        # As a list, k gives a row of neighbours even where it is 1.
+        ranks = list(range(1, settings.neighbours + 1))
+        distance, index = self._tree.query(points, k=ranks, distance_upper_bound=reach)
         nearest = distance[:, 0].copy()
         near = np.isfinite(nearest)
         nearest[~near] = self._tree.query(points[~near], distance_upper_bound=truncation)[0]
         value = np.sign(free) * np.minimum(nearest, truncation)
-        band = settings.carve_band * self.observation.spacing
+        band = self.carve_band
         # Where free space changes sign away from any point, it alone says where the surface is.
         value *= np.minimum(np.abs(free) / band, 1.0)
         if near.any():
@@ -98,15 +109,34 @@ class ClassicalField:
             trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
             margin = trust * (settings.margin * spacing + sheet)
             value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
+        unseen = np.clip((nearest / self.observation.spacing - 1.0) / 2.0, 0.0, 1.0)
+        noisy = min(self.noise / self.observation.spacing, 1.0)
         return FieldSample(
-            distance=np.clip(value, -truncation, truncation), nearest=nearest, free=free
+            distance=np.clip(value, -truncation, truncation),
+            nearest=nearest,
+            free=free,
+            doubt=1.0 - (1.0 - unseen) * (1.0 - noisy),
+        )
+
+    def features(self, sample: FieldSample) -> Float[ndarray, "p 4"]:
+        """Return distance, nearest, free and doubt of a sample in [-1, 1]: what networks read."""
+        truncation = self.settings.truncation
+        return np.stack(
+            [
+                sample.distance / truncation,
+                np.minimum(sample.nearest / truncation, 1.0),
+                sample.free / self.carve_band,
+                sample.doubt,
+            ],
+            axis=1,
         )
 
     def colour(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] of the nearest lifted points that face like `normals`, if given."""
-        distance, index = self._colour_tree.query(points, k=self.settings.neighbours)
+        ranks = list(range(1, min(self.settings.neighbours, len(self.observation.position)) + 1))
+        distance, index = self._colour_tree.query(points, k=ranks)
         squared = distance**2
         if normals is not None:
             facing = np.einsum("pkc,pc->pk", self.observation.normal[index], normals)
@@ -124,7 +154,7 @@ class ClassicalField:
         image sees a surface before it. Zero crossings lie midway between pixels at a step in depth.
         """
         observation = self.observation
-        band = self.settings.carve_band * observation.spacing
+        band = self.carve_band
         free = np.full(len(points), -band)
         for camera, depth in zip(observation.cameras, observation.depth, strict=True):
             pixels, own = camera.project(points, depth.shape[-1])
@@ -142,9 +172,7 @@ class ClassicalField:
                 (0, 1, (1 - fx) * fy),
                 (1, 1, fx * fy),
             ):
-                before = np.clip(
-                    padded[row + dy, column + dx] - own - BIAS * self.noise, -band, band
-                )
+                before = np.clip(padded[row + dy, column + dx] - own, -band, band)
                 total += weight * before
             free[inside] = np.maximum(free[inside], total)
         return free

@@ -63,7 +63,7 @@ def extract_isosurface(
 
 def drop_small_components(
     vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"], share: float
-) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
+) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
     """Return the mesh without components of less area than `share` of the largest one's.
 
     Components that enclose negative volume (bubbles inside a solid) are dropped whatever their
@@ -85,7 +85,7 @@ def drop_small_components(
 
 def decimate(
     vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"], num_faces: int
-) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
+) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
     """Return the mesh simplified by quadric error to about `num_faces`, if it has more."""
     if len(faces) <= num_faces:
         return vertices, faces
@@ -97,7 +97,7 @@ def decimate(
 
 def _compact(
     vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"]
-) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
+) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
     """Return the mesh without vertices that no face uses."""
     used, index = np.unique(faces, return_inverse=True)
     return vertices[used], index.reshape(-1, 3)

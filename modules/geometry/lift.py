@@ -19,8 +19,8 @@ class HitRule:
         normal_length: a foreground normal is longer than this; the background's is 0.
         reprojection: a foreground coord projects to within this share of the image's side from
             its own pixel.
-        depth_jump: pixels beside a step in depth of more than this, in world units, are dropped:
-            decoders blur both sides of a step into points that hang in the air.
+        depth_jump: pixels half way up a step in depth of more than this, in world units, are
+            dropped where no normal explains the step: decoders blur it into points in mid-air.
     """
 
     normal_length: float = 0.5
@@ -77,22 +77,27 @@ def lift(
     projected = [camera.project(c, resolution_px) for camera, c in zip(cameras, coord, strict=True)]
     depth = np.stack([depth for _, depth in projected])
     length = np.linalg.norm(normal, axis=-1)
-    if hit is None:
-        pixels = np.stack([pixels for pixels, _ in projected])
-        found = find_hit(length, pixels, depth, rule or HitRule())
-    else:
-        found = hit & (length > 1e-3)
     rays = [camera.rays(resolution_px) for camera in cameras]
     origins, directions = np.stack([ray[0] for ray in rays]), np.stack([ray[1] for ray in rays])
     axes = -np.stack([camera.matrix[:3, 2] for camera in cameras])
     along = np.einsum("vhwc,vc->vhw", directions, axes)
     position = origins + directions * (depth / along)[..., None]
-    toward = np.einsum("vhwc,vhwc->vhw", normal, directions)[..., None] > 0
-    normal = np.where(toward, -normal, normal) / np.maximum(length, 1e-9)[..., None]
-    spacing = [
-        _spacing(camera, d[h], resolution_px)
-        for camera, d, h in zip(cameras, depth, found, strict=True)
-    ]
+    facing = np.einsum("vhwc,vhwc->vhw", normal, directions) / np.maximum(length, 1e-9)
+    normal = normal * (-np.copysign(1.0, facing) / np.maximum(length, 1e-9))[..., None]
+    rule = rule or HitRule()
+    solid = length > (rule.normal_length if hit is None else 1e-3)
+    spacing = np.array(
+        [
+            _spacing(camera, view[inside], resolution_px)
+            for camera, view, inside in zip(cameras, depth, solid, strict=True)
+        ]
+    )
+    if hit is None:
+        pixels = np.stack([pixels for pixels, _ in projected])
+        steepness = np.sqrt(np.maximum(1.0 - facing**2, 0.0)) / np.maximum(np.abs(facing), 0.02)
+        found = find_hit(length, pixels, depth, steepness * spacing[:, None, None], rule)
+    else:
+        found = hit & solid
     rgb = fill_background(rgb, found)
     return Observation(
         cameras=tuple(cameras),
@@ -103,7 +108,7 @@ def lift(
         normal=normal[found],
         colour=rgb[found],
         view=np.nonzero(found)[0],
-        spacing=float(np.mean(spacing)),
+        spacing=float(spacing.mean()),
     )
 
 
@@ -111,6 +116,7 @@ def find_hit(
     normal_length: Float[ndarray, "v h w"],
     pixels: Float[ndarray, "v h w 2"],
     depth: Float[ndarray, "v h w"],
+    slope: Float[ndarray, "v h w"],
     rule: HitRule,
 ) -> Bool[ndarray, "v h w"]:
     """Return the foreground of images that a network made.
@@ -119,6 +125,7 @@ def find_hit(
         normal_length: length of the normals.
         pixels: where each pixel's coord projects to, as (x, y).
         depth: depth of each pixel's coord.
+        slope: change of depth from a pixel to the next that the normals tell of.
         rule: the thresholds.
     """
     side = depth.shape[-1]
@@ -128,9 +135,9 @@ def find_hit(
     hit = (normal_length > rule.normal_length) & near
     low = ndimage.minimum_filter(np.where(hit, depth, np.inf), size=(1, 3, 3))
     high = ndimage.maximum_filter(np.where(hit, depth, -np.inf), size=(1, 3, 3))
-    # The nearer side of a step is the object's own outline: only what lies off it is dropped.
-    between = (depth - low > rule.depth_jump / 4) & (high - depth > rule.depth_jump / 4)
-    return hit & ~(between & (high - low > rule.depth_jump))
+    jump = rule.depth_jump
+    between = (depth - low > jump / 4) & (high - depth > jump / 4)
+    return hit & ~(between & (high - low > jump + 3.0 * slope))
 
 
 def fill_background(

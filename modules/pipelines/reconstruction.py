@@ -1,6 +1,8 @@
 """2.5D images to a textured mesh."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -8,30 +10,50 @@ from torch import Tensor
 
 from data_pipeline.contract import Camera, UserError
 from modules.geometry.atlas import unwrap
-from modules.geometry.classical_field import ClassicalField
+from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import decimate, drop_small_components, extract_isosurface
 from modules.geometry.lift import lift
 from modules.geometry.mesh import TexturedMesh, smooth_normals
 from modules.geometry.texture import BakeSettings, bake
+from modules.networks.refined_field import RefinedField
+from modules.networks.refiner import Refiner
+from modules.networks.refiner_files import load_refiner
 
 
 class Reconstructor:
     """Rebuilds the surface that 2.5D images show: lift, distance field, isosurface, UV, bake.
 
-    Nothing in it is learned.
-
     Args:
+        refiner: what was learned; None is the classical method, which needs no training.
         num_faces: face budget.
         smallest_component: pieces with a smaller share of the largest one's area are dropped.
     """
 
-    def __init__(self, *, num_faces: int = 20_000, smallest_component: float = 0.01) -> None:
+    stage = "refiner_decoder"
+
+    def __init__(
+        self,
+        refiner: Refiner | None = None,
+        *,
+        num_faces: int = 10_000,
+        smallest_component: float = 0.01,
+    ) -> None:
+        self.refiner = refiner
         self.num_faces, self.smallest_component = num_faces, smallest_component
 
     @classmethod
     def classical(cls) -> "Reconstructor":
         """Return the method that needs no training."""
         return cls()
+
+    @classmethod
+    def from_pretrained(cls, pipeline_dir: Path) -> "Reconstructor":
+        """Return the refiner-decoder that was exported into a pipeline folder.
+
+        Raises:
+            UserError: the folder holds none, or a damaged one.
+        """
+        return cls(load_refiner(Path(pipeline_dir) / cls.stage))
 
     def __call__(
         self,
@@ -60,10 +82,14 @@ class Reconstructor:
             raise UserError(f"texture_px={texture_px} must be at least 16")
         mask = None if hit is None else hit.cpu().numpy()
         observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask)
-        field = ClassicalField(observation)
-        vertices, faces = extract_isosurface(
-            lambda points: field.sample(points).distance, grid, observation.position
-        )
+        if not len(observation.position):
+            raise UserError("the images show no surface: nothing can be rebuilt from them")
+        settings = ClassicalSettings()
+        if self.refiner is not None:
+            settings = replace(settings, truncation=self.refiner.truncation)
+        classical = ClassicalField(observation, settings)
+        field = RefinedField(classical, self.refiner)
+        vertices, faces = extract_isosurface(field.distance, grid, observation.position)
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         vertices, faces = decimate(vertices, faces, self.num_faces)
         if len(faces) == 0:
@@ -74,7 +100,7 @@ class Reconstructor:
             atlas,
             smooth_normals(vertices, faces)[atlas.source],
             observation,
-            field.noise,
+            classical.noise,
             field.colour,
             BakeSettings(resolution_px=texture_px),
         )

@@ -66,7 +66,7 @@ def generate_from_prompt(
         texture_px: side of the texture.
     """
     generator = TextTo25D.from_pretrained(checkpoint)
-    reconstruct = Reconstructor()
+    reconstruct = Reconstructor.from_pretrained(checkpoint)
     cameras = view_layout("ortho6")
     with tqdm(total=steps, desc="sample", unit="step") as bar:
 
@@ -89,6 +89,7 @@ def rebuild_images(
     sample: dict[str, Any],
     meta_json: bytes,
     outputs: dict[int, Path],
+    checkpoint: Path | None,
     *,
     grid: int,
     texture_px: int,
@@ -99,10 +100,14 @@ def rebuild_images(
         sample: as `data_pipeline.loading` decodes it.
         meta_json: its metadata.
         outputs: one path.
+        checkpoint: pipeline folder with a refiner-decoder; None for the classical method.
         grid: cells along the unit cube's side for the surface.
         texture_px: side of the texture.
     """
-    reconstruct = Reconstructor()
+    if checkpoint is None:
+        reconstruct = Reconstructor.classical()
+    else:
+        reconstruct = Reconstructor.from_pretrained(checkpoint)
     meta = json.loads(meta_json)
     cameras = [Camera(**camera) for camera in meta["cameras"]]
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))

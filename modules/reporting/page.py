@@ -1,6 +1,7 @@
 """Pages that hold everything within themselves: no script, no font, no address of another host."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def write_page(template: str, path: Path, **content: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = duration
+    environment.filters["shell"] = shlex.quote
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     write_text(path, environment.get_template(template).render(style=style, **content))
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -19,6 +19,7 @@ from modules.reporting.evaluation import Case, Loaded, Truth
 from modules.reporting.folder_cases import SUFFIXES, file_digest
 
 
+@runtime_checkable
 class StoredSamples(Protocol):
     """What this file needs of data_pipeline's ShardSet."""
 
@@ -59,18 +60,17 @@ def rebuild_cases(
         checkpoint: pipeline folder; None for the classical estimate, which needs no training.
         settings: keyword arguments of the reconstruction (`grid`, `texture_px`).
         reference: folder of the original assets, searched with all below it.
-        count: the first so many samples; None for all.
+        count: so many samples, spread over the set; None for all.
         out: folder that takes the rebuilt meshes.
     """
     if count is not None and count < 1:
         raise UserError(f"count={count} must be at least 1")
     originals = {} if reference is None else _by_uid(reference)
-    if checkpoint is not None:
-        raise UserError(
-            f"checkpoint={checkpoint}: a trained refiner-decoder cannot be loaded by this version; "
-            "leave checkpoint out to rebuild by the classical estimate"
-        )
-    reconstruct, weights = Reconstructor.classical(), "classical"
+    if checkpoint is None:
+        reconstruct, weights = Reconstructor.classical(), "classical"
+    else:
+        reconstruct = Reconstructor.from_pretrained(checkpoint)
+        weights = folder_digest(checkpoint / "refiner_decoder")
 
     def case(uid: str) -> Case:
         def load() -> Loaded:
@@ -95,7 +95,9 @@ def rebuild_cases(
         identity = f"{shard_set.sha256} {weights} {dict(settings)} {digest}"
         return Case(uid, identity, load, [out / f"{uid}.glb"])
 
-    return [case(uid) for uid in shard_set.uids[:count]]
+    total = len(shard_set.uids)
+    wanted = total if count is None else min(count, total)
+    return [case(shard_set.uids[i * total // wanted]) for i in range(wanted)]
 
 
 def folder_digest(folder: Path) -> str:

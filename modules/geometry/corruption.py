@@ -1,0 +1,102 @@
+"""Spoiling exact 2.5D images the way decoders and generators do, to train what mends them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from scipy import ndimage
+
+from data_pipeline.contract import Camera
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corruption:
+    """How 2.5D images are spoilt.
+
+    Args:
+        clean_share: share of the samples that stay exact.
+        coord_noise: least and greatest standard deviation of depth, world units; drawn
+            log-uniformly. Half of it shifts whole views, the rest varies smoothly within a view.
+        normal_noise: standard deviation of normals, per world unit of depth noise.
+        drop_share: share of the samples that lose views.
+        max_dropped: most views that a sample loses.
+        blur_px: greatest standard deviation of the blur of silhouettes, at the greatest noise.
+    """
+
+    clean_share: float = 0.2
+    coord_noise: Sequence[float] = (0.002, 0.04)
+    normal_noise: float = 5.0
+    drop_share: float = 0.3
+    max_dropped: int = 2
+    blur_px: float = 1.5
+
+
+def corrupt(
+    images: Float[ndarray, "m v 3 h w"],
+    hit: Bool[ndarray, "v h w"],
+    cameras: Sequence[Camera],
+    settings: Corruption,
+    rng: np.random.Generator,
+) -> tuple[Float[ndarray, "m u 3 h w"], Bool[ndarray, "u h w"], tuple[Camera, ...]]:
+    """Return spoilt images, their foreground, and the cameras that are left.
+
+    Args:
+        images: rgb, normal, coord in [-1, 1].
+        hit: exact foreground.
+        cameras: one per view.
+        settings: how much of what.
+        rng: the source of chance.
+    """
+    kept = np.arange(len(cameras))
+    if rng.random() < settings.drop_share:
+        count = int(rng.integers(1, settings.max_dropped + 1))
+        kept = np.sort(rng.permutation(len(cameras))[: max(len(cameras) - count, 1)])
+    images, hit = images[:, kept].copy(), hit[kept]
+    cameras = tuple(cameras[index] for index in kept.tolist())
+    if rng.random() < settings.clean_share:
+        return images, hit, cameras
+    low, high = settings.coord_noise
+    level = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    normal, coord = (np.moveaxis(images[m], 1, -1) for m in (1, 2))
+    shape = coord.shape[:3]
+    shift = rng.normal(0.0, 0.5 * level, (len(cameras), 1, 1))
+    depth_noise = shift + level * (0.8 * _smooth(shape, rng) + 0.3 * rng.standard_normal(shape))
+    axes = -np.stack([camera.matrix[:3, 2] for camera in cameras])[:, None, None]
+    coord = coord + 2.0 * depth_noise[..., None] * axes
+    for channel in range(3):
+        noise = 0.8 * _smooth(shape, rng) + 0.6 * rng.standard_normal(shape)
+        normal[..., channel] += settings.normal_noise * level * noise
+    normal = normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    new_hit = _blurred(hit, settings.blur_px * level / high, rng)
+    for view in range(len(cameras)):
+        if not hit[view].any():
+            continue
+        row, column = ndimage.distance_transform_edt(
+            ~hit[view], return_distances=False, return_indices=True
+        )
+        for values in (normal, coord, np.moveaxis(images[0], 1, -1)):
+            values[view] = values[view][row, column]
+    images[1], images[2] = np.moveaxis(normal, -1, 1), np.moveaxis(coord, -1, 1)
+    background = np.array([1.0, 0.0, 0.0]).reshape(3, 1, 1, 1, 1)
+    images = np.where(new_hit[None, :, None], images, background).astype(np.float32)
+    return images, new_hit, cameras
+
+
+def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Float[ndarray, "v h w"]:
+    """Return noise of unit variance that varies over a sixteenth of the image."""
+    noise = ndimage.gaussian_filter(
+        rng.standard_normal(shape), (0, shape[1] / 16, shape[2] / 16), mode="wrap"
+    )
+    return noise / noise.std()
+
+
+def _blurred(
+    hit: Bool[ndarray, "v h w"], sigma_px: float, rng: np.random.Generator
+) -> Bool[ndarray, "v h w"]:
+    """Return silhouettes blurred and cut again at a level that wavers."""
+    if sigma_px < 0.3:
+        return hit
+    soft = ndimage.gaussian_filter(hit.astype(np.float64), (0, sigma_px, sigma_px))
+    return soft > np.clip(0.5 + 0.15 * _smooth(hit.shape, rng), 0.1, 0.9)

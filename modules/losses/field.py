@@ -1,0 +1,61 @@
+"""Losses on signed distance and colour fields."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def distance_loss(
+    predicted: Float[Tensor, "*n"],
+    target: Float[Tensor, "*n"],
+    confidence: Float[Tensor, "*n"],
+    truncation: float,
+) -> Float[Tensor, ""]:
+    """Return the mean absolute error of truncated distances, in units of the truncation.
+
+    Where the sign of the target is not known, distances are compared without their signs.
+
+    Args:
+        predicted: signed distances.
+        target: signed distances.
+        confidence: how sure the target's sign is, in [0, 1]: the weight of the signed error.
+        truncation: distances beyond it count as it.
+    """
+    predicted = predicted.clamp(-truncation, truncation)
+    target = target.clamp(-truncation, truncation)
+    signed = (predicted - target).abs()
+    unsigned = (predicted.abs() - target.abs()).abs()
+    return (confidence * signed + (1.0 - confidence) * unsigned).mean() / truncation
+
+
+def eikonal_loss(
+    centre: Float[Tensor, "*n"],
+    shifted: Float[Tensor, "*n 3"],
+    step: float,
+    weight: Float[Tensor, "*n"],
+) -> Float[Tensor, ""]:
+    """Return the weighted mean of (|gradient| - 1)^2, the gradient taken by forward differences.
+
+    Finite differences, because interpolation from a volume has no second derivative.
+
+    Args:
+        centre: distances at some points.
+        shifted: distances at the same points moved by `step` along x, y and z.
+        step: world units.
+        weight: how much each point counts; where all are 0 the loss is 0.
+    """
+    gradient = (shifted - centre[..., None]) / step
+    # The square root has no derivative at 0.
+    length = (gradient.square().sum(dim=-1) + 1e-12).sqrt()
+    return (weight * (length - 1.0).square()).sum() / weight.sum().clamp_min(1e-6)
+
+
+def colour_loss(
+    predicted: Float[Tensor, "*n 3"], target: Float[Tensor, "*n 3"]
+) -> Float[Tensor, ""]:
+    """Return the mean Huber error of sRGB colours in [0, 1]: about the absolute error beyond 0.1.
+
+    Most classical colours are all but exact; an absolute error would hold the residual at 0 there,
+    and by the network's smoothness everywhere else too.
+    """
+    return torch.nn.functional.smooth_l1_loss(predicted, target, beta=0.1)

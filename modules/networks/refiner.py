@@ -1,0 +1,148 @@
+"""What the refiner-decoder learns: residuals on the classical signed distance and colour."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from modules.geometry.evidence import COLOUR_CHANNELS, GEOMETRY_CHANNELS, VOLUME_HALF_SIDE
+
+EVIDENCE_CHANNELS = 4
+"""Features of a query point: see `FieldSample.features`."""
+
+
+class FeatureVolumes(NamedTuple):
+    """Encoded evidence; colour knows of geometry, geometry knows nothing of colour."""
+
+    geometry: Float[Tensor, "b c d h w"]
+    colour: Float[Tensor, "b c d h w"]
+
+
+class Refiner(nn.Module):
+    """Two small 3D U-Nets, read at points by two MLPs whose last layers start at zero.
+
+    Untrained, both residuals are exactly 0: the refiner-decoder is then the classical method.
+
+    Args:
+        width: channels at full volume resolution; doubled at each of the two coarser levels.
+        hidden: width of the MLPs.
+        side: voxels along a side of the evidence volumes, a multiple of 4.
+        truncation: a distance residual of 1 means this many world units.
+    """
+
+    def __init__(
+        self, width: int = 8, hidden: int = 48, side: int = 32, truncation: float = 0.05
+    ) -> None:
+        super().__init__()
+        if side % 4:
+            raise ValueError(f"side={side} must be a multiple of 4: the U-Net halves it twice")
+        self.config = {"width": width, "hidden": hidden, "side": side, "truncation": truncation}
+        self.side = side
+        self.truncation = truncation
+        self.geometry_net = VolumeUNet(GEOMETRY_CHANNELS, width)
+        self.colour_net = VolumeUNet(GEOMETRY_CHANNELS + COLOUR_CHANNELS, width)
+        read = 3 * width  # full resolution and the level below it
+        self.distance_head = _head(read + EVIDENCE_CHANNELS, hidden, 1)
+        self.colour_head = _head(read + EVIDENCE_CHANNELS + 3 + 3, hidden, 3)
+
+    def encode(
+        self,
+        geometry: Float[Tensor, "b 9 s s s"],
+        colour: Float[Tensor, "b 4 s s s"],
+    ) -> FeatureVolumes:
+        """Return feature volumes from evidence volumes (see `evidence_volumes`)."""
+        return FeatureVolumes(
+            self.geometry_net(geometry), self.colour_net(torch.cat([geometry, colour], dim=1))
+        )
+
+    def distance_residual(
+        self,
+        volumes: FeatureVolumes,
+        points: Float[Tensor, "b n 3"],
+        evidence: Float[Tensor, "b n 4"],
+    ) -> Float[Tensor, "b n"]:
+        """Return what to add to the classical distance, world units; 0 where there is no doubt."""
+        features = torch.cat([_read(volumes.geometry, points), evidence], dim=-1)
+        residual = self.distance_head(features).squeeze(-1)
+        return residual * evidence[..., 3] * self.truncation
+
+    def colour_residual(
+        self,
+        volumes: FeatureVolumes,
+        points: Float[Tensor, "b n 3"],
+        evidence: Float[Tensor, "b n 4"],
+        base: Float[Tensor, "b n 3"],
+        normals: Float[Tensor, "b n 3"],
+    ) -> Float[Tensor, "b n 3"]:
+        """Return what to add to the classical sRGB colour; 0 where there is no doubt.
+
+        Args:
+            volumes: encoded evidence.
+            points: world positions near the surface.
+            evidence: features of the classical field there.
+            base: classical colour in [0, 1].
+            normals: unit surface normals.
+        """
+        inputs = [_read(volumes.colour, points), evidence, 2.0 * base - 1.0, normals]
+        return self.colour_head(torch.cat(inputs, dim=-1)) * evidence[..., 3:]
+
+
+class VolumeUNet(nn.Module):
+    """A 3D U-Net of two levels below full resolution; features of the two finest come out.
+
+    Args:
+        in_channels: channels of the evidence.
+        width: channels at full resolution; the output has three times as many.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.enter = _conv(in_channels, width)
+        self.down = nn.ModuleList(
+            [_conv(width, 2 * width, stride=2), _conv(2 * width, 4 * width, stride=2)]
+        )
+        self.middle = nn.Sequential(_conv(4 * width, 4 * width), _conv(4 * width, 4 * width))
+        self.up = nn.ModuleList([_conv(6 * width, 2 * width), _conv(3 * width, width)])
+
+    def forward(self, volume: Float[Tensor, "b c s s s"]) -> Float[Tensor, "b d s s s"]:
+        """Return features at the volume's resolution."""
+        fine = self.enter(volume)
+        half = self.down[0](fine)
+        coarse = self.middle(self.down[1](half))
+        half = self.up[0](torch.cat([_double(coarse), half], dim=1))
+        half = _double(half)
+        fine = self.up[1](torch.cat([half, fine], dim=1))
+        return torch.cat([fine, half], dim=1)
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1),
+        nn.GroupNorm(4, out_channels),
+        nn.SiLU(),
+    )
+
+
+def _double(volume: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d2 h2 w2"]:
+    return F.interpolate(volume, scale_factor=2, mode="nearest")
+
+
+def _head(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
+    last = nn.Linear(hidden, out_features)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last
+    )
+
+
+def _read(
+    volume: Float[Tensor, "b c s s s"], points: Float[Tensor, "b n 3"]
+) -> Float[Tensor, "b n c"]:
+    """Return features interpolated at world points."""
+    # grid_sample wants the last axis first, (z, y, x) for a volume indexed [x, y, z].
+    grid = (points / VOLUME_HALF_SIDE).flip(-1)[:, :, None, None]
+    sampled = F.grid_sample(volume, grid, align_corners=False, padding_mode="border")
+    return sampled.flatten(2).transpose(1, 2)

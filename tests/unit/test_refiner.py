@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from analytic import ORTHO6, bowl, observe, sphere
+
+from data_pipeline.contract import UserError
+from modules.geometry.classical_field import ClassicalField
+from modules.geometry.corruption import Corruption, corrupt
+from modules.geometry.evidence import evidence_volumes
+from modules.geometry.lift import lift
+from modules.losses.field import distance_loss, eikonal_loss
+from modules.networks.refined_field import RefinedField
+from modules.networks.refiner import Refiner
+from modules.networks.refiner_files import load_refiner, save_refiner
+from modules.pipelines.reconstruction import Reconstructor
+
+
+def small_refiner(trained: bool) -> Refiner:
+    torch.manual_seed(0)
+    refiner = Refiner(width=4, hidden=16, side=16)
+    if trained:  # as good as: the heads' last layers hold something
+        for head in (refiner.distance_head, refiner.colour_head):
+            torch.nn.init.normal_(head[-1].weight, std=0.5)
+    return refiner.eval()
+
+
+@pytest.fixture(scope="module")
+def field() -> ClassicalField:
+    images, hit = observe(bowl(), 32)
+    return ClassicalField(lift(images, ORTHO6, hit))
+
+
+def queries(count: int = 500) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (count, 3))
+
+
+def up(count: int = 500) -> np.ndarray:
+    return np.tile([0.0, 0.0, 1.0], (count, 1))
+
+
+def test_an_untrained_refiner_equals_the_classical_field_bit_for_bit(field: ClassicalField):
+    untrained, classical = RefinedField(field, small_refiner(False)), RefinedField(field, None)
+    np.testing.assert_array_equal(untrained.distance(queries()), classical.distance(queries()))
+    np.testing.assert_array_equal(
+        untrained.colour(queries(), up()), classical.colour(queries(), up())
+    )
+
+
+def test_an_untrained_refiner_rebuilds_the_classical_mesh():
+    images, hit = observe(sphere(), 32)
+    arguments = torch.from_numpy(images), ORTHO6, torch.from_numpy(hit)
+    untrained = Reconstructor(small_refiner(False))(*arguments, grid=32, texture_px=64)
+    classical = Reconstructor.classical()(*arguments, grid=32, texture_px=64)
+    np.testing.assert_array_equal(untrained.vertices, classical.vertices)
+    np.testing.assert_array_equal(untrained.texture, classical.texture)
+
+
+def test_a_residual_speaks_only_where_there_is_doubt(field: ClassicalField):
+    refined = RefinedField(field, small_refiner(True))
+    change = np.abs(refined.distance(queries()) - field.sample(queries()).distance)
+    doubt = field.sample(queries()).doubt
+    assert change[doubt == 0].max(initial=0.0) == 0.0
+    assert change[doubt > 0.9].mean() > 1e-4
+
+
+def test_geometry_does_not_depend_on_rgb(field: ClassicalField):
+    refiner = small_refiner(True)
+    geometry, colour = (torch.from_numpy(v)[None] for v in evidence_volumes(field, 16))
+    points = torch.from_numpy(queries()).float()[None]
+    features = torch.from_numpy(field.features(field.sample(queries()))).float()[None]
+    shades = [
+        refiner.distance_residual(refiner.encode(geometry, c), points, features)
+        for c in (colour, torch.zeros_like(colour))
+    ]
+    torch.testing.assert_close(shades[0], shades[1], atol=0.0, rtol=0.0)
+
+
+def test_every_parameter_gets_gradient_once_the_heads_have_left_zero(field: ClassicalField):
+    refiner = small_refiner(True)
+    geometry, colour = (torch.from_numpy(v)[None] for v in evidence_volumes(field, 16))
+    points = torch.from_numpy(queries()).float()[None]
+    features = torch.from_numpy(field.features(field.sample(queries()))).float()[None]
+    volumes = refiner.encode(geometry, colour)
+    base, normals = (
+        torch.rand(1, 500, 3),
+        torch.nn.functional.normalize(torch.rand(1, 500, 3), dim=2),
+    )
+    total = refiner.distance_residual(volumes, points, features).square().sum()
+    total = total + refiner.colour_residual(volumes, points, features, base, normals).square().sum()
+    total.backward()
+    for name, parameter in refiner.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_volumes_are_read_at_the_voxel_that_holds_the_point():
+    images, hit = observe(sphere(), 32)
+    volume, _ = evidence_volumes(ClassicalField(lift(images, ORTHO6, hit)), 16)
+    x, y, z = np.meshgrid(*[(np.arange(16) + 0.5) / 16 * 1.1 - 0.55] * 3, indexing="ij")
+    for axis, centre in enumerate((x, y, z)):  # mean normals point away from the centre
+        strong = volume[4 + axis] > 0.5
+        assert centre[strong].min() > 0.1
+
+
+def test_saved_and_loaded_refiners_are_equal(tmp_path: Path, field: ClassicalField):
+    refiner = small_refiner(True)
+    (tmp_path / "refiner_decoder").mkdir()
+    save_refiner(tmp_path / "refiner_decoder", refiner)
+    files = {path.name for path in (tmp_path / "refiner_decoder").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+    loaded = Reconstructor.from_pretrained(tmp_path).refiner
+    assert loaded is not None
+    np.testing.assert_array_equal(
+        RefinedField(field, refiner).distance(queries()),
+        RefinedField(field, loaded).distance(queries()),
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", ["nothing", "no_weights", "torn", "other_conventions", "other_size"]
+)
+def test_a_damaged_export_is_a_user_error(tmp_path: Path, damage: str):
+    if damage != "nothing":
+        save_refiner(tmp_path, small_refiner(False))
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    content = json.loads(config.read_text()) if config.exists() else {}
+    if damage == "no_weights":
+        weights.unlink()
+    elif damage == "torn":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "other_conventions":
+        config.write_text(json.dumps(content | {"conventions": 99}))
+    elif damage == "other_size":
+        content["refiner"]["width"] = 8
+        config.write_text(json.dumps(content))
+    with pytest.raises(UserError):
+        load_refiner(tmp_path)
+
+
+def test_eikonal_loss_is_zero_for_a_true_distance_and_one_for_a_constant():
+    points = torch.rand(64, 3, dtype=torch.float64) + 0.5
+    step = 1e-4
+    shifted = points[:, None] + step * torch.eye(3, dtype=torch.float64)
+    centre, moved = points.norm(dim=-1), shifted.norm(dim=-1)
+    ones = torch.ones(64, dtype=torch.float64)
+    assert eikonal_loss(centre, moved, step, ones) < 1e-6
+    assert abs(eikonal_loss(0 * centre, 0 * moved, step, ones) - 1.0) < 1e-4
+    assert eikonal_loss(centre, moved, step, 0 * ones) == 0.0
+
+
+def test_distances_of_unknown_sign_are_compared_without_it():
+    predicted, target = torch.tensor([-0.02, 0.03]), torch.tensor([0.02, 0.03])
+    sure, unsure = torch.ones(2), torch.zeros(2)
+    assert distance_loss(predicted, target, unsure, 0.05) == 0.0
+    torch.testing.assert_close(
+        distance_loss(predicted, target, sure, 0.05), torch.tensor(0.4), atol=1e-6, rtol=0.0
+    )
+    far = distance_loss(torch.tensor([0.05]), torch.tensor([0.5]), torch.ones(1), 0.05)
+    assert far == 0.0  # beyond the truncation all distances are alike
+
+
+def test_corruption_is_a_function_of_its_seed_and_leaves_exact_samples_exact():
+    images, hit = observe(bowl(), 32)
+    settings = Corruption(clean_share=0.0)
+    first, second, other = (
+        corrupt(images, hit, ORTHO6, settings, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first[0], second[0])
+    assert first[0].shape != other[0].shape or not np.array_equal(first[0], other[0])
+    clean = corrupt(
+        images, hit, ORTHO6, Corruption(clean_share=1.0, drop_share=0.0), np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(clean[0], images)
+    spoilt, new_hit, cameras = first
+    assert spoilt.shape[1] == len(cameras) == len(new_hit)
+    length = np.linalg.norm(spoilt[1], axis=1)
+    np.testing.assert_allclose(length[new_hit], 1.0, atol=1e-4)
+    assert length[~new_hit].max() == 0.0
+
+
+def test_images_that_show_nothing_are_a_user_error():
+    with pytest.raises(UserError, match="no surface"):
+        Reconstructor.classical()(torch.zeros(3, 6, 3, 16, 16), ORTHO6)
