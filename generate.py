@@ -9,6 +9,8 @@ from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
+from data_pipeline.loading.samples import decode_sample
+from data_pipeline.shards.manifest import ShardSet
 from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
 
@@ -26,9 +28,6 @@ def main(config: DictConfig) -> None:
         return
     if config.num != 1 or config.shards is None:
         raise UserError("sample=UID needs shards=DIR, and gives one result (num=1)")
-    from data_pipeline.loading.samples import decode_sample
-    from data_pipeline.shards.manifest import ShardSet
-
     shard_set = ShardSet(Path(config.shards), "samples")
     members = shard_set.read(shard_set.index_of(str(config.sample)))
     checkpoint = None if config.checkpoint is None else Path(config.checkpoint)

@@ -14,12 +14,12 @@ from pathlib import Path
 from demo_prompts import Prompt, choose_prompts, pictured_sample
 from demo_record import StageRecord, claim_run
 
+from data_pipeline.command_line import INTERRUPTED
 from data_pipeline.contract import UserError
 from data_pipeline.sources.folder import FolderSource
 from modules.reporting.demo_page import DemoRun, write_demo_page
 
 ROOT = Path(__file__).resolve().parents[1]
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """What a demo's folder remembers between starts: how it was made, and how long each stage took."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
+from modules.reporting.page import write_text
 
 
 def claim_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -65,6 +65,4 @@ def _said(settings: dict[str, Any]) -> str:
 
 
 def _write(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -15,7 +15,7 @@ FINISHED_NAME = "finished"
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps the newest checkpoint of a run in `run_dir/checkpoints/step-XXXXXXXX.ckpt`.
+    """Keeps the newest checkpoint of a run in `run_dir/checkpoints/step-{step:08d}.ckpt`.
 
     Lightning writes a checkpoint beside its final name and renames it, so a kill leaves the old
     one. Each says which stage and conventions it is of.

@@ -9,6 +9,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from data_pipeline.contract import Camera
+from modules.geometry.nearest_pixel import nearest_pixel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +74,7 @@ def corrupt(
     for view in range(len(cameras)):
         if not hit[view].any():
             continue
-        row, column = ndimage.distance_transform_edt(
-            ~hit[view], return_distances=False, return_indices=True
-        )
+        row, column = nearest_pixel(hit[view])
         for values in (normal, coord, np.moveaxis(images[0], 1, -1)):
             values[view] = values[view][row, column]
     images[1], images[2] = np.moveaxis(normal, -1, 1), np.moveaxis(coord, -1, 1)

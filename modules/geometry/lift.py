@@ -9,6 +9,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from data_pipeline.contract import Camera
+from modules.geometry.nearest_pixel import nearest_pixel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +158,7 @@ def fill_background(
             distance, nearest = ndimage.distance_transform_edt(~inner, return_indices=True)
             replaced = foreground & (distance <= 2.0)
             filled[view][replaced] = rgb[nearest[0], nearest[1]][replaced]
-        nearest = ndimage.distance_transform_edt(
-            ~foreground, return_distances=False, return_indices=True
-        )
-        filled[view] = filled[view][nearest[0], nearest[1]]
+        filled[view] = filled[view][nearest_pixel(foreground)]
     return filled
 
 

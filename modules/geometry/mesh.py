@@ -15,6 +15,9 @@ from trimesh.visual.material import SimpleMaterial
 from data_pipeline.contract import SourceFrame, UserError, linear_to_srgb, srgb_to_linear
 from modules.geometry.mesh_file import to_glb, to_obj, to_ply
 
+WRITTEN_SUFFIXES = (".glb", ".obj", ".ply")
+"""What `save_mesh` writes."""
+
 Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
 """Files whose up is +Y: glTF by its standard, OBJ as Blender reads and writes it."""
 
@@ -197,7 +200,9 @@ def save_mesh(
         colours = sample_texture(mesh.texture, mesh.uv)
         files = {path: to_ply(vertices, normals, mesh.faces, colours)}
     else:
-        raise UserError(f"cannot write {path}: suffix {suffix!r} is none of .glb, .obj, .ply")
+        raise UserError(
+            f"cannot write {path}: suffix {suffix!r} is none of {', '.join(WRITTEN_SUFFIXES)}"
+        )
     try:
         for file, content in files.items():
             partial = file.with_name(file.name + ".partial")

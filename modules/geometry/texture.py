@@ -11,6 +11,7 @@ from scipy import ndimage
 from data_pipeline.contract import Camera, linear_to_srgb, srgb_to_linear
 from modules.geometry.atlas import Atlas
 from modules.geometry.lift import Observation
+from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.rasterize import RayScene
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
@@ -70,9 +71,7 @@ def bake(
     texture = np.zeros((*covered.shape, 3))
     texture[covered] = linear_to_srgb(linear / total)
     # Texels outside the charts repeat the nearest covered one, so filtering blends no background.
-    row, column = ndimage.distance_transform_edt(
-        ~covered, return_distances=False, return_indices=True
-    )
+    row, column = nearest_pixel(covered)
     return np.rint(np.clip(texture[row, column], 0.0, 1.0) * 255.0).astype(np.uint8)
 
 

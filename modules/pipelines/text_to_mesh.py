@@ -14,11 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.contract import Camera, SourceFrame, UserError, view_layout
-from modules.geometry.mesh import save_mesh
+from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
-
-SUFFIXES = (".glb", ".obj", ".ply")
 
 
 def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
@@ -30,8 +28,8 @@ def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
     """
     if len(seeds) < 1:
         raise UserError("num must be at least 1")
-    if Path(out).suffix.lower() not in SUFFIXES:
-        raise UserError(f"out={out}: the suffix must be one of {', '.join(SUFFIXES)}")
+    if Path(out).suffix.lower() not in WRITTEN_SUFFIXES:
+        raise UserError(f"out={out}: the suffix must be one of {', '.join(WRITTEN_SUFFIXES)}")
     if len(seeds) > 1 and "{seed}" not in out:
         raise UserError(f"out={out}: {len(seeds)} results need {{seed}} in the name")
     paths = {seed: Path(out.replace("{seed}", str(seed))) for seed in seeds}

@@ -15,7 +15,6 @@ Keys of figures: modules/metrics/geometry.py, appearance.py and mesh_quality.py.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ from modules.geometry.mesh import Mesh
 from modules.metrics.geometry import Surface, floor_figures
 from modules.metrics.scoring import ScoringOptions, score, summarise
 from modules.reporting.figure_notes import FIGURE_NOTES, table_rows
-from modules.reporting.page import write_page, write_text
+from modules.reporting.page import write_bytes, write_page, write_text
 from modules.reporting.pictures import (
     data_uri,
     shaded_views,
@@ -187,10 +186,7 @@ def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) ->
     except UserError as error:
         return pair | {"failed": str(error)}
     floor = floor_figures(loaded.truth.surface, num_samples=options.num_samples, seed=options.seed)
-    png = to_png(pair_picture(loaded.predicted, loaded.truth))
-    temporary = out / f"{picture}.partial"
-    temporary.write_bytes(png)
-    os.replace(temporary, out / picture)
+    write_bytes(out / picture, to_png(pair_picture(loaded.predicted, loaded.truth)))
     return pair | {
         "truth": "samples" if loaded.truth.mesh is None else "mesh",
         "metrics": metrics | dict(loaded.figures),

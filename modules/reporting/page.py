@@ -27,9 +27,14 @@ def write_page(template: str, path: Path, **content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ from data_pipeline.contract import (
     srgb_to_linear,
     unit_cube_frame,
 )
-from modules.geometry.mesh import ColoredMesh, Mesh, load_mesh
+from modules.geometry.mesh import ColoredMesh, Mesh
 from modules.geometry.rasterize import render_mesh
 
 LIGHT = np.array([-0.45, 0.65, 0.75]) / np.linalg.norm([-0.45, 0.65, 0.75])
@@ -82,11 +81,6 @@ def turntable(mesh: Mesh, num_views: int = 8, resolution_px: int = 180) -> UInt8
     """Return a strip of shaded views all around a mesh in the unit cube, left to right."""
     views = shaded_views(mesh, turntable_cameras(mesh, num_views), resolution_px)
     return side_by_side(list(views))
-
-
-def file_turntable(path: Path, num_views: int = 8, resolution_px: int = 180) -> ndarray:
-    """Return the turntable of a mesh file, which is first moved into the unit cube."""
-    return turntable(in_unit_cube(load_mesh(path)), num_views, resolution_px)
 
 
 def in_unit_cube(mesh: ColoredMesh) -> ColoredMesh:

@@ -30,10 +30,6 @@ class StoredSamples(Protocol):
         """SHA-256 of the manifest."""
         ...
 
-    def index_of(self, uid: str) -> int:
-        """Return the number of a sample."""
-        ...
-
     def read(self, i: int) -> dict[str, bytes]:
         """Return the members of a sample."""
         ...
@@ -72,9 +68,11 @@ def rebuild_cases(
         reconstruct = Reconstructor.from_pretrained(checkpoint)
         weights = folder_digest(checkpoint / "refiner_decoder")
 
-    def case(uid: str) -> Case:
+    def case(i: int) -> Case:
+        uid = shard_set.uids[i]
+
         def load() -> Loaded:
-            members = shard_set.read(shard_set.index_of(uid))
+            members = shard_set.read(i)
             sample, meta = decode_sample(members), json.loads(members["meta.json"])
             cameras = [Camera(**camera) for camera in meta["cameras"]]
             frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
@@ -97,7 +95,7 @@ def rebuild_cases(
 
     total = len(shard_set.uids)
     wanted = total if count is None else min(count, total)
-    return [case(shard_set.uids[i * total // wanted]) for i in range(wanted)]
+    return [case(k * total // wanted) for k in range(wanted)]
 
 
 def folder_digest(folder: Path) -> str:

@@ -22,6 +22,7 @@ from modules.losses.image import (
     reconstruction_loss,
 )
 from modules.systems.randomness import draw_generator
+from modules.systems.schedule import optimizer_with_schedule
 
 NORMAL = MODALITIES.index("normal")
 
@@ -74,11 +75,9 @@ class AutoencoderSystem(lightning.LightningModule):
             self.autoencoder = self.build_network()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer(self.autoencoder.parameters())
-        if self.build_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self.build_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return optimizer_with_schedule(
+            self.autoencoder.parameters(), self.build_optimizer, self.build_scheduler
+        )
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         if self.patch_linear_start and self.global_step == 0 and batch_idx == 0:

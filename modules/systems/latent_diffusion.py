@@ -27,6 +27,7 @@ from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.systems.randomness import draw_generator
+from modules.systems.schedule import optimizer_with_schedule
 
 
 class LatentDiffusionSystem(lightning.LightningModule):
@@ -89,13 +90,8 @@ class LatentDiffusionSystem(lightning.LightningModule):
             self.denoiser, self.text_encoder = self.build_denoiser(), self.build_text_encoder()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer(
-            [*self.denoiser.parameters(), *self.text_encoder.parameters()]
-        )
-        if self.build_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self.build_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        parameters = [*self.denoiser.parameters(), *self.text_encoder.parameters()]
+        return optimizer_with_schedule(parameters, self.build_optimizer, self.build_scheduler)
 
     def setup(self, stage: str) -> None:
         """Read what the cache says of itself."""

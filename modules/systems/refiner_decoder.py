@@ -20,6 +20,7 @@ from modules.losses.field import colour_loss, distance_loss, eikonal_loss
 from modules.networks.refiner import Refiner
 from modules.networks.refiner_files import save_refiner
 from modules.systems.randomness import draw_generator
+from modules.systems.schedule import optimizer_with_schedule
 
 
 class RefinerDecoderSystem(lightning.LightningModule):
@@ -71,11 +72,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
             self.refiner = self.build_network()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer(self.refiner.parameters())
-        if self.build_scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self.build_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return optimizer_with_schedule(
+            self.refiner.parameters(), self.build_optimizer, self.build_scheduler
+        )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         generator = draw_generator(self, self.seed, batch_idx)

@@ -1,4 +1,29 @@
-"""Learning-rate schedules, as functions of the step for `torch.optim.lr_scheduler.LambdaLR`."""
+"""Learning-rate schedules, and how a system hands one to Lightning with its optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+def optimizer_with_schedule(
+    parameters: Iterable[nn.Parameter],
+    build_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    build_scheduler: Callable[[Optimizer], Any] | None,
+) -> Any:
+    """Return what Lightning's `configure_optimizers` takes; the schedule moves every step.
+
+    Args:
+        parameters: what is trained.
+        build_optimizer: makes the optimizer of them.
+        build_scheduler: makes the scheduler of the optimizer; None for a constant rate.
+    """
+    optimizer = build_optimizer(parameters)
+    if build_scheduler is None:
+        return optimizer
+    scheduler = {"scheduler": build_scheduler(optimizer), "interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 def warmup_hold_decay(
