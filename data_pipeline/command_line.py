@@ -12,12 +12,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from data_pipeline.contract import UserError
 
@@ -70,6 +75,16 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra.compose(config_name, [quote_verbatim(argument) for argument in overrides])
 
 
+def build(node: DictConfig) -> Any:
+    """Instantiate a node of the configuration, after making sure that every key was given.
+
+    Hydra leaves out an argument whose `${key}` was never given, and the constructor then complains
+    of its own parameter, which the user never typed.
+    """
+    OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    return instantiate(node)
+
+
 def run(
     config_name: str,
     main: Callable[[DictConfig], int | None],
@@ -98,7 +113,12 @@ def _run_by_hydra(
 ) -> None:
     """Leave `--help`, `--cfg job`, `--multirun` and their like to Hydra itself."""
     quoted = [quote_verbatim(argument) for argument in arguments]
-    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    quiet = [
+        f"hydra.job.name={config_name}",
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+    ]
     sys.argv = [sys.argv[0], *quoted, *quiet]
 
     def guarded(config: DictConfig) -> None:
@@ -118,8 +138,10 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
         if isinstance(error.__cause__, UserError):
             _fail(USER_ERROR, str(error.__cause__))
         _fail(USER_ERROR, f"the configuration cannot be built: {error}")
-    except MissingMandatoryValue as error:
-        _fail(USAGE_ERROR, f"{error.full_key} is missing: give it as {error.full_key}=VALUE")
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        # `...: KEY` or, behind an interpolation, `...: Missing mandatory value: KEY`
+        key = str(error).splitlines()[0].rpartition(": ")[2]
+        _fail(USAGE_ERROR, f"{key} is missing: give it as {key}=VALUE")
     except OSError as error:
         if error.filename is None:
             raise
