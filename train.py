@@ -41,7 +41,12 @@ def main(config: DictConfig) -> int | None:
         logger.log_hyperparams(settings)
     callbacks = [build(node) for node in config.callbacks.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     return None
 
 
