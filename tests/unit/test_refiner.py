@@ -70,7 +70,7 @@ def test_geometry_does_not_depend_on_rgb(field: ClassicalField):
     refiner = small_refiner(True)
     geometry, colour = (torch.from_numpy(v)[None] for v in evidence_volumes(field, 16))
     points = torch.from_numpy(queries()).float()[None]
-    features = torch.from_numpy(field.features(field.sample(queries()))).float()[None]
+    features = torch.from_numpy(field.features(queries(), field.sample(queries()))).float()[None]
     shades = [
         refiner.distance_residual(refiner.encode(geometry, c), points, features)
         for c in (colour, torch.zeros_like(colour))
@@ -82,7 +82,7 @@ def test_every_parameter_gets_gradient_once_the_heads_have_left_zero(field: Clas
     refiner = small_refiner(True)
     geometry, colour = (torch.from_numpy(v)[None] for v in evidence_volumes(field, 16))
     points = torch.from_numpy(queries()).float()[None]
-    features = torch.from_numpy(field.features(field.sample(queries()))).float()[None]
+    features = torch.from_numpy(field.features(queries(), field.sample(queries()))).float()[None]
     volumes = refiner.encode(geometry, colour)
     base, normals = (
         torch.rand(1, 500, 3),
