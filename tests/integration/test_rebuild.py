@@ -20,8 +20,6 @@ from modules.systems.refiner_decoder import RefinerDecoderSystem
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-pytestmark = [pytest.mark.assets, pytest.mark.blender, pytest.mark.slow]
-
 
 def command(*arguments: object) -> None:
     subprocess.run([sys.executable, *map(str, arguments)], cwd=REPOSITORY, check=True)
@@ -46,6 +44,21 @@ def road(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def few_shards(tmp_path_factory) -> Path:
+    """Return shards of eight procedural assets."""
+    root = tmp_path_factory.mktemp("few")
+    command(
+        "-m", "data_pipeline", "render", f"out={root}/staging", "resolution_px=64",
+        "source=procedural", f"source.root={root}/assets", "source.count=8",
+    )  # fmt: skip
+    command("-m", "data_pipeline", "pack", f"out={root}/staging", f"shards={root}/shards")
+    return root / "shards"
+
+
+@pytest.mark.assets
+@pytest.mark.blender
+@pytest.mark.slow
 def test_forty_assets_are_rebuilt_and_carry_their_colours(road: Path):
     """Medians: F-score@0.02 >= 0.95, masked PSNR >= 20 dB, seen or not; all are watertight."""
     command(
@@ -68,7 +81,9 @@ def test_forty_assets_are_rebuilt_and_carry_their_colours(road: Path):
         assert pair["metrics"]["watertight"] == pair["metrics"]["manifold"] == 1.0, pair["name"]
 
 
-def test_the_refiner_learns_eight_spoilt_assets_by_heart(road: Path):
+@pytest.mark.blender
+@pytest.mark.slow
+def test_the_refiner_learns_eight_spoilt_assets_by_heart(few_shards: Path):
     """Distance error near the surface and colour error fall below shares of the classical ones."""
     torch.manual_seed(0)
     system = RefinerDecoderSystem(
@@ -79,9 +94,9 @@ def test_the_refiner_learns_eight_spoilt_assets_by_heart(road: Path):
     system.configure_model()
     optimizer = system.configure_optimizers()
     samples = SampleDataset(
-        road / "shards", num_surface_points=512, num_sdf_points=1536, seed=0, keep_decoded=False
+        few_shards, num_surface_points=512, num_sdf_points=1536, seed=0, keep_decoded=False
     )
-    batch = collate([samples[(i, i)] for i in range(0, 40, 5)])
+    batch = collate([samples[(i, i)] for i in range(8)])
     inputs = system.classical_inputs(batch, np.random.default_rng(0))
     for _ in range(300):
         figures = system.figures(batch, inputs)
