@@ -142,7 +142,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
                 figures[prefix + name] = distance_loss(
                     predicted[:, :count], target, confidence, truncation, near
                 )
-        return figures
+        # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
+        classical = figures["classical_near_distance"].clamp_min(1e-6)
+        return figures | {"classical_ratio": figures["near_distance"] / classical}
 
     def classical_inputs(
         self, batch: dict[str, Any], rng: np.random.Generator
