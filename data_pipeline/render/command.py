@@ -19,7 +19,7 @@ from data_pipeline.render.precheck import check_file
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
 
-RENDERER_VERSION = "1"
+RENDERER_VERSION = "2"
 """Raised with every change of this package that changes a sample's bytes."""
 
 BLENDER_PYTHON_VARIABLE = "RELIEF_BLENDER_PYTHON"
