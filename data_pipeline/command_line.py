@@ -12,12 +12,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from data_pipeline.contract import UserError
 
@@ -75,6 +80,16 @@ def compose(
     return _set_verbatim(config, own)
 
 
+def build(node: DictConfig) -> Any:
+    """Instantiate a node of the configuration, after making sure that every key was given.
+
+    Hydra leaves out an argument whose `${key}` was never given, and the constructor then complains
+    of its own parameter, which the user never typed.
+    """
+    OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    return instantiate(node)
+
+
 def _split(arguments: Sequence[str], keys: frozenset[str]) -> tuple[dict[str, str], list[str]]:
     """Take `key=value` of the given keys out of the arguments."""
     own = {k: v for k, _, v in (argument.partition("=") for argument in arguments) if k in keys}
@@ -122,7 +137,12 @@ def _run_by_hydra(
     """Leave `--help`, `--cfg job`, `--multirun` and their like to Hydra itself."""
     own, others = _split(arguments, verbatim)
     quoted = [quote_verbatim(argument) for argument in others]
-    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    quiet = [
+        f"hydra.job.name={config_name}",
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+    ]
     sys.argv = [sys.argv[0], *quoted, *quiet]
 
     def guarded(config: DictConfig) -> None:
@@ -142,8 +162,10 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
         if isinstance(error.__cause__, UserError):
             _fail(USER_ERROR, str(error.__cause__))
         _fail(USER_ERROR, f"the configuration cannot be built: {error}")
-    except MissingMandatoryValue as error:
-        _fail(USAGE_ERROR, f"{error.full_key} is missing: give it as {error.full_key}=VALUE")
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        # `...: KEY` or, behind an interpolation, `...: Missing mandatory value: KEY`
+        key = str(error).splitlines()[0].rpartition(": ")[2]
+        _fail(USAGE_ERROR, f"{key} is missing: give it as {key}=VALUE")
     except OSError as error:
         if error.filename is None:
             raise
