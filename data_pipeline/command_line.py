@@ -30,9 +30,9 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 VERBATIM_KEYS = frozenset(
     {
-        "checkpoint", "ckpt", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
-        "paths.run_dir", "png", "prompt", "reference", "sample", "shards", "source.list",
-        "source.root", "uid",
+        "blender_python", "checkpoint", "ckpt", "html", "image", "latents", "mesh", "meshes",
+        "out", "paths.pipeline_dir", "paths.run_dir", "png", "prompt", "reference", "sample",
+        "scratch", "shards", "source.list", "source.root", "uid",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""
