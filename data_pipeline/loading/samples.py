@@ -88,16 +88,29 @@ class SampleDataset(Dataset[dict[str, Any]]):
         """Return sample `i` whole: its points, uncut, under `geometry` as float32 arrays."""
         if self._decoded is not None and i in self._decoded:
             return self._decoded[i]
-        sample = decode_sample(self.shard_set.read(i))
+        sample = decode_sample(self.shard_set.read(i), self.shard_set.manifest.get("config_hash"))
         if self._decoded is not None:
             self._decoded[i] = sample
         return sample
 
 
-def decode_sample(members: dict[str, bytes]) -> dict[str, Any]:
-    """Decode a sample's members; what comes back is described at `SampleDataset`."""
+def decode_sample(members: dict[str, bytes], config_hash: str | None = None) -> dict[str, Any]:
+    """Decode a sample's members; what comes back is described at `SampleDataset`.
+
+    Args:
+        members: content by name.
+        config_hash: of the set; None: any.
+
+    Raises:
+        UserError: the sample follows other conventions, or is of another config.
+    """
     meta = json.loads(members["meta.json"])
     check_meta(meta)
+    if config_hash is not None and meta["config_hash"] != config_hash:
+        raise UserError(
+            f"sample {meta['uid']} is of config {meta['config_hash']}, its set is of "
+            f"{config_hash}: sets do not mix; pack the set again"
+        )
     cameras = [Camera(**camera) for camera in meta["cameras"]]
     strips = {
         name: decode_views(members[f"{name}.png"], len(cameras))
