@@ -35,13 +35,18 @@ def main(config: DictConfig) -> int | None:
         return None
     record_run(run_dir, OmegaConf.to_yaml(config, resolve=True))
     loggers = [build(node) for node in config.logger.values()]
+    settings = {"shards_manifest_sha256": data.manifest_sha256}
+    settings["config"] = OmegaConf.to_container(config, resolve=True)
     for logger in loggers:
-        logger.log_hyperparams(
-            {"shards_manifest_sha256": data.manifest_sha256, "seed": config.seed}
-        )
+        logger.log_hyperparams(settings)
     callbacks = [build(node) for node in config.callbacks.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     return None
 
 
