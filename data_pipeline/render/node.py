@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.farm import Farm, Limits, Outcome
-from data_pipeline.render.options import RenderOptions
+from data_pipeline.render.options import RenderOptions, available_cpus
 from data_pipeline.render.precheck import check_file
 from data_pipeline.render.progress import Progress
 from data_pipeline.render.rejected import keep_picture
@@ -64,7 +63,7 @@ class Node:
         settings = {
             "spec": self._record["render_spec"],
             "config_hash": self._record["config_hash"],
-            "threads": max(1, len(os.sched_getaffinity(0)) // num_workers),
+            "threads": max(1, available_cpus() // num_workers),
         }
         limits = Limits(
             timeout_s=self._options.timeout_s,

@@ -14,6 +14,13 @@ POSITIVE = (
 )  # fmt: skip
 
 
+def available_cpus() -> int:
+    """Return the CPUs of this process: SLURM's share of the node, if it gives one."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    cpus = len(os.sched_getaffinity(0))
+    return min(cpus, int(given)) if given.isdigit() and int(given) else cpus
+
+
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
     """The keys of `render` that say how samples are made.
@@ -78,7 +85,7 @@ class RenderOptions:
 
     def num_workers(self, num_jobs: int) -> int:
         """Return how many workers to run for so many jobs."""
-        wanted = self.workers or len(self.gpu_names()) or len(os.sched_getaffinity(0))
+        wanted = self.workers or len(self.gpu_names()) or available_cpus()
         return max(1, min(wanted, num_jobs))
 
     def run_name(self) -> str:

@@ -88,7 +88,12 @@ class RenderSession:
 
     def append(self, record: dict[str, Any]) -> None:
         """Append a record, with at least `uid` and `status`, to this process's ledger file."""
-        about = {"run_id": self.run_id, "host": socket.gethostname(), "time": time.time()}
+        about = {
+            "run_id": self.run_id,
+            "writer": self.writer,
+            "host": socket.gethostname(),
+            "time": time.time(),
+        }
         self._ledger.append(about | record)
 
     def clear_after_the_dead(self) -> None:
