@@ -19,7 +19,6 @@ from data_pipeline.render.work_queue import WorkQueue
 from data_pipeline.render.worker_process import REPOSITORY
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
-from data_pipeline.staging.digest import SAVE_AFTER_RECORDS
 
 RENDERER_VERSION = "1"
 """Raised with every change of this package that changes a sample's bytes."""
@@ -112,9 +111,7 @@ def render_assets(
             with Progress(len(assets), len(assets) - num_todo, options.log_every_s) as progress:
                 while not node.work_off(queue, progress):
                     queue = WorkQueue(assets, staging, session, options)
-        digest = staging.digest()
-        if digest.num_unsaved > SAVE_AFTER_RECORDS:
-            digest.save(session.scratch)
+            queue.save_digest()
     return RenderSummary(
         num_assets=len(assets),
         num_rendered=progress.num_rendered,
