@@ -104,14 +104,14 @@ def render_assets(
     session = staging.open_for_render(
         record, lease_s=options.lease_s, run_id=options.run_name(), num_assets=len(assets)
     )
-    with _terminated_like_interrupted(), session:
-        with Node(python, record, staging, session, options, len(assets)) as node:
-            queue = WorkQueue(assets, staging, session, options)
-            num_todo = queue.num_unsettled
-            with Progress(len(assets), len(assets) - num_todo, options.log_every_s) as progress:
-                while not node.work_off(queue, progress):
-                    queue = WorkQueue(assets, staging, session, options)
-            queue.save_digest()
+    node = Node(python, record, staging, session, options, len(assets))
+    with _terminated_like_interrupted(), session, node:
+        queue = WorkQueue(assets, staging, session, options)
+        num_todo = queue.num_unsettled
+        with Progress(len(assets), len(assets) - num_todo, options.log_every_s) as progress:
+            while not node.work_off(queue, progress):
+                queue = WorkQueue(assets, staging, session, options)
+        queue.save_digest()
     return RenderSummary(
         num_assets=len(assets),
         num_rendered=progress.num_rendered,
