@@ -5,6 +5,7 @@ REASONS = {
     "unsupported": "a file format, or a required glTF extension, that Blender cannot import",
     "empty": "nothing in it has a surface",
     "too_large": "more bytes or faces than a worker is allowed",
+    "missing_texture": "an image that its materials need is not there",
     "timeout": "not done within timeout_s",
     "oom": "the worker ran out of memory",
     "crash": "the worker died or met an unexpected error",
