@@ -103,7 +103,7 @@ SMALL = (
 
 def encode_to(out, shards, runs):
     arguments = [f"shards={shards}", f"autoencoder={runs}/pipeline/autoencoder", f"out={out}"]
-    encode.main(compose("encode", [*arguments, "packing=4"], verbatim=frozenset({"autoencoder"})))
+    encode.main(compose("encode", [*arguments, "packing=4"]))
 
 
 @pytest.fixture(scope="module")
