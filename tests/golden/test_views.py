@@ -3,6 +3,7 @@
 Expectations are written out here from the text of the conventions, not taken from the code.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,8 @@ class Sample:
         return [camera.name for camera in self.cameras].index(name)
 
 
-def read_sample(folder: Path) -> Sample:
-    meta = json.loads((folder / "meta.json").read_text())
+def read_sample(members: dict[str, bytes]) -> Sample:
+    meta = json.loads(members["meta.json"])
     check_meta(meta)
     cameras = [
         Camera(**camera | {"camera_to_world": tuple(map(tuple, camera["camera_to_world"]))})
@@ -66,9 +67,9 @@ def read_sample(folder: Path) -> Sample:
     ]
 
     def views(name: str) -> NDArray:
-        return decode_views((folder / name).read_bytes(), len(cameras))
+        return decode_views(members[name], len(cameras))
 
-    with np.load(folder / "geometry.npz") as arrays:
+    with np.load(io.BytesIO(members["geometry.npz"])) as arrays:
         geometry = dict(arrays)
     return Sample(
         meta, cameras, views("rgb.png"), decode_normal(views("normal.png")),
@@ -238,7 +239,7 @@ def samples(request, tmp_path_factory) -> dict[str, Sample]:
     summary = render_assets(assets, root / "staging", spec, workers=1)
     assert summary.failures == {}
     staging = Staging(root / "staging")
-    return {asset.uid: read_sample(staging.sample_dir(asset.uid)) for asset in assets}
+    return {asset.uid: read_sample(staging.read(asset.uid)) for asset in assets}
 
 
 ortho6 = pytest.mark.parametrize("samples", ["ortho6"], indirect=True)

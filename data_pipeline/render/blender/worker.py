@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ class Stopwatch:
 
 def render_asset(
     job: dict[str, Any], spec: RenderSpec, config_hash: str, threads: int, watch: Stopwatch
-) -> None:
-    """Write the sample of one asset into the folder `job["folder"]`.
+) -> dict[str, Any]:
+    """Write the sample of one asset into the folder `job["folder"]` and return its metadata.
 
     Args:
         job: `uid`, `path`, `folder`, `captions`, `licence`, `author`, `source`, `attributes`.
@@ -116,6 +116,7 @@ def render_asset(
         }
         for name, content in members.items():
             (folder / name).write_bytes(content)
+    return meta
 
 
 def _counts(parts: list[MeshPart]) -> dict[str, int]:
@@ -136,15 +137,32 @@ def _view_figures(views: Views) -> dict[str, Any]:
     }
 
 
+def _reset_peak_memory() -> None:
+    """Have Linux count this process's peak memory from now on."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Return the peak memory since the reset, where Linux tells; else since the start."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the reply to one request; every failure has a class and a line."""
     watch = Stopwatch()
     start = time.perf_counter()
+    _reset_peak_memory()
     reply: dict[str, Any] = {"uid": job["uid"], "reason": None, "message": ""}
     try:
-        render_asset(
+        meta = render_asset(
             job, RenderSpec(**settings["spec"]), settings["config_hash"], settings["threads"], watch
         )
+        reply |= {"device": meta["device"], "input_sha256": meta["source"]["sha256"]}
     except AssetFailure as failure:
         reply |= {"reason": failure.reason, "message": failure.message}
     except MemoryError:
@@ -154,8 +172,7 @@ def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         reply |= {"reason": "crash", "message": line[:500]}
     watch.seconds["total"] = round(time.perf_counter() - start, 4)
-    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return reply | {"seconds": watch.seconds, "rss_mb": round(rss_mb, 1)}
+    return reply | {"seconds": watch.seconds, "rss_mb": round(_peak_memory_mb(), 1)}
 
 
 def _die_with_parent(parent: int) -> None:
