@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import USAGE_ERROR, run
 from data_pipeline.contract import RenderSpec, UserError
+from data_pipeline.duplicates.command import of_files, of_samples, report
 from data_pipeline.inspection import inspect_sample
 from data_pipeline.render.command import render_assets
 from data_pipeline.render.options import RenderOptions
@@ -54,12 +55,23 @@ def inspect(config: DictConfig) -> None:
     )
 
 
+def duplicates(config: DictConfig) -> None:
+    """Find copies and variants: among samples (out=), or identical files of a source."""
+    if OmegaConf.is_missing(config, "out"):
+        found = of_files(instantiate(config.source).assets())
+    else:
+        found = of_samples(Path(config.out))
+    groups, drop = (None if path is None else Path(path) for path in (config.groups, config.drop))
+    report(found, config.format, groups, drop)
+
+
 COMMANDS = {
     "render": render,
     "pack": pack,
     "verify": verify,
     "stats": stats,
     "inspect": inspect,
+    "duplicates": duplicates,
 }
 
 
