@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.contract import SAMPLE_MEMBERS, UserError
+from data_pipeline.contract import LIT_MEMBERS, SAMPLE_MEMBERS, UserError
 
 
 class Staging:
@@ -126,7 +126,7 @@ class Staging:
             ValueError: the folder does not hold exactly the members of a sample.
         """
         held = tuple(sorted(member.name for member in finished.iterdir()))
-        if held != SAMPLE_MEMBERS:
+        if tuple(name for name in held if name not in LIT_MEMBERS) != SAMPLE_MEMBERS:
             raise ValueError(f"sample {uid} holds {held}, not {SAMPLE_MEMBERS}")
         target = self.sample_dir(uid)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,14 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.contract import CONVENTIONS_VERSION, RenderSpec, UserError
+from data_pipeline.render.device import resolve_device
 from data_pipeline.render.failures import REASONS, AssetFailure
 from data_pipeline.render.farm import REPOSITORY, Farm, Outcome
 from data_pipeline.render.precheck import check_file
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
 
-RENDERER_VERSION = "1"
+RENDERER_VERSION = "2"
 """Raised with every change of this package that changes a sample's bytes."""
 
 BLENDER_PYTHON_VARIABLE = "RELIEF_BLENDER_PYTHON"
@@ -112,6 +113,7 @@ def render_assets(
     if timeout_s <= 0:
         raise UserError(f"timeout_s={timeout_s} must be positive")
     python = find_blender_python(blender_python)
+    spec = resolve_device(spec, python)
     version = blender_version(python)
     record = {
         "config_hash": spec.config_hash(version, RENDERER_VERSION),

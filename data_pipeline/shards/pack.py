@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.contract import SAMPLE_MEMBERS, UserError, check_meta
+from data_pipeline.contract import UserError, check_meta
 from data_pipeline.shards.manifest import MANIFEST_NAME
 from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.staging import Staging
@@ -38,7 +38,7 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     with ShardWriter(shards, name, samples_per_shard) as writer:
         for uid in tqdm(uids, desc="pack", unit="sample", delay=2):
             folder = staging.sample_dir(uid)
-            members = {member: (folder / member).read_bytes() for member in SAMPLE_MEMBERS}
+            members = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
             meta = json.loads(members["meta.json"])
             check_meta(meta)
             if meta["config_hash"] != render["config_hash"]:

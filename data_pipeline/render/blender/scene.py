@@ -1,6 +1,5 @@
 """Import an asset into a fresh scene, take its triangles, and bring it into the unit cube."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from mathutils import Matrix
 from numpy.typing import NDArray
 
-from data_pipeline.contract import Camera, SourceFrame, unit_cube_frame
+from data_pipeline.contract import SourceFrame, unit_cube_frame
 from data_pipeline.render.failures import AssetFailure
 
 MAX_FACES = 4_000_000
@@ -215,20 +214,24 @@ def normalise(parts: list[MeshPart]) -> SourceFrame:
     return frame
 
 
-def add_camera() -> bpy.types.Object:
-    """Add the camera that takes every view."""
-    camera = bpy.data.objects.new("relief_camera", bpy.data.cameras.new("relief_camera"))
-    bpy.context.scene.collection.objects.link(camera)
-    bpy.context.scene.camera = camera
-    return camera
+def missing_textures() -> list[str]:
+    """Return the names of images that materials in use show and that cannot be read."""
+    missing = set()
+    for material in {s.material for o in visible_objects() for s in o.material_slots if s.material}:
+        for node in _nodes(material.node_tree, set()) if material.use_nodes else ():
+            if node.type == "TEX_IMAGE" and any(out.is_linked for out in node.outputs):
+                image = node.image
+                if image is None:
+                    missing.add(f"an image of {material.name!r}")
+                elif not image.size[0]:
+                    missing.add(Path(image.filepath.replace("\\", "/")).name or image.name)
+    return sorted(missing)
 
 
-def place_camera(thing: bpy.types.Object, camera: Camera) -> None:
-    """Give Blender's camera the pose and projection of `camera` (its axes are ours: -Z, +Y up)."""
-    thing.matrix_world = Matrix(camera.camera_to_world)
-    data = thing.data
-    data.clip_start, data.clip_end = 0.01, 100.0
-    if camera.projection == "orthographic":
-        data.type, data.ortho_scale = "ORTHO", camera.ortho_scale
-    else:
-        data.type, data.angle = "PERSP", math.radians(camera.fov_deg)
+def _nodes(tree: bpy.types.NodeTree | None, met: set[str]) -> Iterator[bpy.types.Node]:
+    """Yield the nodes of a tree and of the groups in it, each group once."""
+    for node in tree.nodes if tree else ():
+        yield node
+        if node.type == "GROUP" and node.node_tree and node.node_tree.name not in met:
+            met.add(node.node_tree.name)
+            yield from _nodes(node.node_tree, met)
