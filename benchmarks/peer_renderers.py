@@ -9,7 +9,10 @@ import json
 import math
 import os
 import re
+import shutil
+import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +68,9 @@ def run_peer(
     with tempfile.TemporaryDirectory() as scratch:
         patched = Path(scratch) / "script.py"
         patched.write_text(SEED + text)
-        arguments = _arguments(name, asset, folder, resolution_px, num_views)
-        cpu_s, wall_s = _timed([str(python), str(patched), "--", *arguments], Path(scratch) / "log")
+        arguments = _arguments(name, asset.absolute(), Path("views"), resolution_px, num_views)
+        cpu_s, wall_s = _timed([str(python), str(patched), "--", *arguments], Path(scratch))
+        shutil.copytree(Path(scratch) / "views", folder)
     return PeerRun(cpu_s, wall_s, folder)
 
 
@@ -88,12 +92,12 @@ def _arguments(
     ]  # fmt: skip
 
 
-def _timed(command: list[str], log: Path) -> tuple[float, float]:
-    """Run a command; return its CPU and wall-clock seconds."""
-    start = os.times()
-    output = [(os.POSIX_SPAWN_OPEN, fd, str(log), os.O_WRONLY | os.O_CREAT, 0o600) for fd in (1, 2)]
-    pid = os.posix_spawn(command[0], command, os.environ, file_actions=output)
-    _, status, usage = os.wait4(pid, 0)
+def _timed(command: list[str], folder: Path) -> tuple[float, float]:
+    """Run a command in a folder; return its CPU and wall-clock seconds."""
+    start = time.monotonic()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise RuntimeError(f"{command[1]}: {log.read_text(errors='replace')[-800:]}")
-    return usage.ru_utime + usage.ru_stime, os.times().elapsed - start.elapsed
+        raise RuntimeError(f"{command[1]}: {(folder / 'log').read_text()[-800:]}")
+    return usage.ru_utime + usage.ru_stime, time.monotonic() - start

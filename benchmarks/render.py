@@ -1,6 +1,6 @@
 """Seconds per asset of the renderer, by stage, beside two published Blender scripts.
 
-    python benchmarks/render.py FOLDER --count 24 --objaverse-xl blender_script.py --trellis render.py
+    python benchmarks/render.py FOLDER --count 24 --objaverse-xl SCRIPT.py --trellis SCRIPT.py
 
 Renders COUNT GLB files of FOLDER, evenly chosen: 6 views, 512 px, 16 samples, one bounce, no
 denoising, on one core; then the same files by the peers, see peer_renderers.py. CPU seconds are

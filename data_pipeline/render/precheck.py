@@ -8,7 +8,20 @@ from typing import Any
 from data_pipeline.render.failures import AssetFailure
 
 SUFFIXES = frozenset(
-    {".glb", ".gltf", ".obj", ".fbx", ".ply", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".dae"}
+    {
+        ".glb",
+        ".gltf",
+        ".obj",
+        ".fbx",
+        ".ply",
+        ".stl",
+        ".usd",
+        ".usda",
+        ".usdc",
+        ".usdz",
+        ".dae",
+        ".blend",
+    }
 )
 """Files that the Blender workers import."""
 

@@ -16,6 +16,9 @@ from data_pipeline.render.failures import AssetFailure
 BEYOND_HORIZON = 0.1
 """Cosine by which a smooth normal may lean away from the camera at a silhouette."""
 
+NORMAL_GRID = 256
+"""Normals are compared with coord's gradient at every n-th pixel, so many along a side."""
+
 CONTINUOUS_PX = 3.0
 """Neighbouring pixels whose positions are further apart than so many pixel widths are an edge."""
 
@@ -62,7 +65,8 @@ def view_figures(
     toward = _toward_camera(camera, position)
     away = (normal * toward).sum(axis=-1)[hit] < -BEYOND_HORIZON
     found["away_share"] = float(away.mean()) if len(away) else 0.0
-    cosine = _gradient_cosine(hit, position, normal, toward)
+    step = max(1, resolution_px // NORMAL_GRID)
+    cosine = _gradient_cosine(hit, position, normal, toward, step)
     found["normal_pixels"] = len(cosine)
     found["normal_angle_deg"] = _median_angle(cosine)
     found["flip_share"] = float((cosine < 0.0).mean()) if len(cosine) else None
@@ -167,14 +171,16 @@ def _gradient_cosine(
     position: NDArray[np.float64],
     normal: NDArray[np.float64],
     toward: NDArray[np.float64],
+    step: int,
 ) -> NDArray[np.float64]:
     """Return the cosines between shading normals and the surface that coord itself draws.
 
-    Taken between a pixel and its neighbours to the right and below, where all three are hit and no
-    edge runs between them.
+    Taken at every `step`-th pixel between it and its neighbours to the right and below, where all
+    three are hit and no edge runs between them.
     """
-    here, right, below = position[:-1, :-1], position[:-1, 1:], position[1:, :-1]
-    whole = hit[:-1, :-1] & hit[:-1, 1:] & hit[1:, :-1]
+    first, second = slice(None, -1, step), slice(1, None, step)
+    here, right, below = position[first, first], position[first, second], position[second, first]
+    whole = hit[first, first] & hit[first, second] & hit[second, first]
     across, down = (right - here)[whole], (below - here)[whole]
     lengths = np.stack([np.linalg.norm(across, axis=1), np.linalg.norm(down, axis=1)])
     if not lengths.size:
@@ -182,9 +188,9 @@ def _gradient_cosine(
     smooth = lengths.max(axis=0) < CONTINUOUS_PX * np.median(lengths)
     face = np.cross(down[smooth], across[smooth])
     face /= np.maximum(np.linalg.norm(face, axis=1, keepdims=True), 1e-30)
-    view = toward[:-1, :-1][whole][smooth] if toward.ndim == 3 else toward
+    view = toward[first, first][whole][smooth] if toward.ndim == 3 else toward
     face *= np.where((face * view).sum(axis=1) < 0.0, -1.0, 1.0)[:, None]
-    return (face * normal[:-1, :-1][whole][smooth]).sum(axis=1)
+    return (face * normal[first, first][whole][smooth]).sum(axis=1)
 
 
 def _median_angle(cosine: NDArray[np.float64]) -> float | None:

@@ -3,7 +3,7 @@
 Three view layers are rendered by one call per view:
 
     lit       rgb of a lit view, `samples` per pixel
-    unlit     the base colour, `samples` per pixel: rgb of an unlit view, albedo of a lit one
+    unlit     the base colour: rgb of an unlit view, albedo of a lit one
     geometry  normal, position and depth: one sample, which Cycles takes at the pixel centre, so
               that all three describe one and the same point (averaged over samples they would not)
 
@@ -22,6 +22,9 @@ LIT_LAYER, UNLIT_LAYER, GEOMETRY_LAYER = "lit", "unlit", "geometry"
 CLEAR_LAYERS = 64
 """Transparent surfaces that a ray may pass; the peers' 3 turn foliage and glass black."""
 
+ALBEDO_SHARE = 4
+"""Of the samples, albedo beside lit views gets one in so many: it holds no noise but at edges."""
+
 TRANSMISSION_BOUNCES = 3
 
 
@@ -34,6 +37,8 @@ def set_up_cycles(spec: RenderSpec, seed: int, threads: int) -> None:
     _set_up_image(scene, spec.resolution_px, threads)
     unlit = scene.view_layers[0]
     unlit.name, unlit.use_pass_z = UNLIT_LAYER, False
+    if "albedo" not in spec.lightings:
+        unlit.samples = max(spec.samples // ALBEDO_SHARE, 1)  # colours need edges, not light
     geometry = scene.view_layers.new(GEOMETRY_LAYER)
     geometry.samples = 1
     geometry.use_pass_normal = geometry.use_pass_position = geometry.use_pass_z = True
@@ -60,8 +65,8 @@ def _set_up_sampling(cycles: bpy.types.PropertyGroup, spec: RenderSpec, seed: in
     cycles.transmission_bounces = TRANSMISSION_BOUNCES
     cycles.volume_bounces = 0
     cycles.transparent_max_bounces = CLEAR_LAYERS
-    # No Russian roulette: it would put noise into exact colours.
-    cycles.min_light_bounces = cycles.min_transparent_bounces = CLEAR_LAYERS
+    # No Russian roulette on clear surfaces: it would put noise into exact colours.
+    cycles.min_light_bounces, cycles.min_transparent_bounces = 0, CLEAR_LAYERS
     cycles.caustics_reflective = cycles.caustics_refractive = False  # bright specks, at few samples
     cycles.blur_glossy = 1.0
     cycles.sample_clamp_direct, cycles.sample_clamp_indirect = 0.0, 10.0
