@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import CONVENTIONS_VERSION, RenderSpec, UserError
+from data_pipeline.render.device import resolve_device
 from data_pipeline.render.node import Node
 from data_pipeline.render.options import RenderOptions
 from data_pipeline.render.progress import Progress
@@ -20,7 +21,7 @@ from data_pipeline.render.worker_process import REPOSITORY
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
 
-RENDERER_VERSION = "1"
+RENDERER_VERSION = "2"
 """Raised with every change of this package that changes a sample's bytes."""
 
 BLENDER_PYTHON_VARIABLE = "RELIEF_BLENDER_PYTHON"
@@ -99,7 +100,7 @@ def render_assets(
     start = time.monotonic()
     options = RenderOptions(**how)
     python = find_blender_python(options.blender_python)
-    record = _render_record(spec, blender_version(python))
+    record = _render_record(resolve_device(spec, python), blender_version(python))
     staging = Staging(staging_root)
     session = staging.open_for_render(
         record, lease_s=options.lease_s, run_id=options.run_name(), num_assets=len(assets)

@@ -59,7 +59,8 @@ class Node:
             False if another process has taken this one for dead, and its work: begin afresh.
         """
         self._in_flight.clear()
-        num_workers = self._options.num_workers(queue.num_unsettled)
+        device = self._record["render_spec"]["device"]
+        num_workers = self._options.num_workers(queue.num_unsettled, device)
         settings = {
             "spec": self._record["render_spec"],
             "config_hash": self._record["config_hash"],
@@ -76,7 +77,7 @@ class Node:
             num_workers=num_workers,
             limits=limits,
             logs=self._scratch,
-            gpus=self._options.gpu_names(),
+            gpus=self._options.gpu_names(device),
         )
         try:
             with farm:

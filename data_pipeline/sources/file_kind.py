@@ -8,6 +8,7 @@ from pathlib import Path
 
 SUFFIXES = (
     ".glb", ".gltf", ".obj", ".fbx", ".ply", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".dae",
+    ".blend",
 )  # fmt: skip
 """Kinds of file that count as assets, in any case of letters."""
 
@@ -21,6 +22,7 @@ MAGIC = {
     ".usda": (b"#usda",),
     ".usd": (b"PXR-USDC", b"#usda"),
     ".usdz": (b"PK\x03\x04",),
+    ".blend": (b"BLENDER", b"\x28\xb5\x2f\xfd", b"\x1f\x8b"),  # plain, Zstandard, gzip
 }
 """How files begin; the other kinds are text without a fixed beginning, or (STL) anything."""
 

@@ -8,26 +8,28 @@ from data_pipeline.render.progress import Progress, span
 
 
 def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert RenderOptions(gpus=2).gpu_names() == ("0", "1")
-    assert RenderOptions(gpus=2).num_workers(99) == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7,6")
-    assert RenderOptions(gpus=2).gpu_names() == ("4", "GPU-7")
-    assert RenderOptions(gpus="all").gpu_names() == ("4", "GPU-7", "6")
-    with pytest.raises(UserError, match="names only 3"):
-        RenderOptions(gpus=4)
+    assert RenderOptions(gpus=2).gpu_names("optix") == ("4", "GPU-7")
+    assert RenderOptions().gpu_names("cuda") == ("4", "GPU-7", "6")
+    assert RenderOptions(gpus="all").num_workers(99, "cuda") == 3
+    with pytest.raises(UserError, match="gpus=4: this machine shows 3"):
+        RenderOptions(gpus=4).gpu_names("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(UserError, match="shows 0"):
+        RenderOptions().gpu_names("cuda")
 
 
-def test_all_gpus_need_to_be_named_by_someone(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(UserError, match="gpus=N"):
-        RenderOptions(gpus="all")
+def test_rendering_on_cpus_uses_no_gpu_and_asking_for_both_is_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert RenderOptions().gpu_names("cpu") == ()
+    with pytest.raises(UserError, match="device=auto"):
+        RenderOptions(gpus=1).gpu_names("cpu")
 
 
 def test_no_more_workers_run_than_there_are_assets_or_cpus_given_by_slurm(monkeypatch):
-    assert RenderOptions(workers=8).num_workers(3) == 3
+    assert RenderOptions(workers=8).num_workers(3, "cpu") == 3
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert RenderOptions().num_workers(99) == 1
+    assert RenderOptions().num_workers(99, "cpu") == 1
 
 
 def test_the_run_is_named_by_the_user_or_the_array_or_anew(monkeypatch):
