@@ -59,7 +59,7 @@ def of_samples(staging_root: Path, limits: Limits | None = None) -> Duplicates:
     if not uids:
         raise UserError(f"{staging_root} holds no finished sample: render first")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding frees the interpreter
-        read = pool.map(lambda uid: read_features(staging.sample_dir(uid)), uids)
+        read = pool.map(lambda uid: _read(staging, uid), uids)
         features = list(tqdm(read, "features", len(uids), unit="sample", delay=2))
     identical = equal_digests((uid, f.sha256) for uid, f in zip(uids, features, strict=True))
     pairs, copies = similar_pairs(_table(features), limits or Limits())
@@ -103,6 +103,13 @@ def report(found: Duplicates, style: str, groups: Path | None, drop: Path | None
     print(f"{'to drop':12}{len(found.to_drop):8}")
     if moved:
         print(f"{len(moved)} assets changed their group, such as {moved[0]}: two groups became one")
+
+
+def _read(staging: Staging, uid: str) -> Features:
+    try:
+        return read_features(staging.read(uid))
+    except UserError as error:
+        raise UserError(f"{staging.root}, sample {uid}: {error}") from error
 
 
 def _table(features: Sequence[Features]) -> FeatureTable:

@@ -6,8 +6,8 @@ their median. Six views make 384 bits.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -47,26 +47,25 @@ class Features:
     colour: UInt8[ndarray, "v 8 8 3"]
 
 
-def read_features(folder: Path) -> Features:
-    """Return the features of a finished sample.
+def read_features(members: Mapping[str, bytes]) -> Features:
+    """Return the features of a sample.
 
     Args:
-        folder: of the sample, in a staging folder.
+        members: content by name, as `Staging.read` gives them.
 
     Raises:
         UserError: a member is missing or damaged.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(members["meta.json"])
         cameras = meta["cameras"][:MAX_VIEWS]
         rgb, coord, hit = (
-            _views(folder / f"{name}.png", len(meta["cameras"]))[: len(cameras)]
+            decode_views(members[f"{name}.png"], len(meta["cameras"]))[: len(cameras)]
             for name in ("rgb", "coord", "hit")
         )
         sha256 = str(meta["source"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, cv2.error) as error:
-        why = type(error).__name__
-        raise UserError(f"{folder} is no whole sample ({why}): render it again") from error
+    except (ValueError, KeyError, TypeError, cv2.error) as error:
+        raise UserError(f"no whole sample ({type(error).__name__}): render it again") from error
     seen = hit > 0
     position = coord.astype(np.float32) / 65535.0 - 0.5
     forward = np.array([np.asarray(camera["camera_to_world"])[:3, 2] for camera in cameras])
@@ -92,10 +91,6 @@ def view_hash(image: Float[ndarray, "h w"]) -> np.uint64:
 def pack_bits(bits: Bool[ndarray, "64"]) -> np.uint64:
     """Return 64 flags as one number, the first one lowest."""
     return np.packbits(bits, bitorder="little").view(np.uint64)[0]
-
-
-def _views(path: Path, num_views: int) -> ndarray:
-    return decode_views(path.read_bytes(), num_views)
 
 
 def _over_white(rgb: UInt8[ndarray, "v h w 4"]) -> Float[ndarray, "v h w 3"]:

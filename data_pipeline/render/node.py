@@ -15,6 +15,7 @@ from data_pipeline.render.progress import Progress
 from data_pipeline.render.rejected import keep_picture
 from data_pipeline.render.work_queue import Attempt, LeaseLostError, WorkQueue
 from data_pipeline.sources import Asset
+from data_pipeline.sources.fetching import Fetching
 from data_pipeline.staging import RenderSession, Staging
 
 
@@ -80,22 +81,27 @@ class Node:
             gpus=self._options.gpu_names(device),
         )
         try:
-            with farm:
-                for outcome in farm.run(self._jobs(queue, progress)):
+            with Fetching() as fetching, farm:
+                for outcome in farm.run(self._jobs(queue, progress, fetching)):
                     self._keep(self._in_flight.pop(outcome.uid), outcome, queue, progress)
         except LeaseLostError as lost:
             progress.note(f"another process has taken over chunk {lost}: beginning afresh")
             return False
         return True
 
-    def _jobs(self, queue: WorkQueue, progress: Progress) -> Iterator[dict[str, Any] | None]:
+    def _jobs(
+        self, queue: WorkQueue, progress: Progress, fetching: Fetching
+    ) -> Iterator[dict[str, Any] | None]:
         for attempt in queue.attempts():
             progress.show(self._total - queue.num_unsettled)
             if attempt is None:
                 yield None
                 continue
             asset = attempt.asset
+            fetching.start(queue.following())
             try:
+                if problem := fetching.wait_for(asset):
+                    raise AssetFailure("unreadable", problem)
                 check_file(asset.path)
             except AssetFailure as failure:
                 outcome = Outcome(asset.uid, failure.reason, failure.message)
@@ -134,6 +140,8 @@ class Node:
         self._session.append(self._ledger_record(attempt, outcome))
         if queue.settle(attempt, outcome.reason):
             progress.count(outcome.reason)
+            if attempt.asset.store is not None:
+                attempt.asset.store.release(attempt.asset)
 
     def _ledger_record(self, attempt: Attempt, outcome: Outcome) -> dict[str, Any]:
         record: dict[str, Any] = {

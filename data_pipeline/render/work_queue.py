@@ -83,6 +83,10 @@ class WorkQueue:
                 self._claim()
             yield self._waiting.popleft() if self._waiting else None
 
+    def following(self) -> Iterator[Asset]:
+        """Yield the assets that this process has claimed and not drawn yet, in their order."""
+        return (attempt.asset for attempt in self._waiting)
+
     def check_claim(self, attempt: Attempt) -> None:
         """Raise LeaseLostError unless the asset's chunk is still claimed by this process."""
         chunk = chunk_of(attempt.asset.uid)

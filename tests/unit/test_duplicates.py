@@ -17,6 +17,7 @@ from data_pipeline.duplicates.groups import name_groups, read_groups, split_grou
 from data_pipeline.duplicates.near import FeatureTable, Limits, components, similar_pairs
 from data_pipeline.sources.folder import FolderSource
 from data_pipeline.staging import Staging
+from data_pipeline.staging.sample_files import archive
 
 CAMERAS = view_layout("ortho6")
 PX = 48
@@ -47,18 +48,26 @@ def write_sample(
         coord[view][hit[view]] = position[hit[view]] + 0.5
     coord = np.rint(coord * 65535) + rng.integers(-noise, noise + 1, coord.shape)
     rgb = np.concatenate([np.full((6, PX, PX, 3), colour), hit[..., None] * 255], axis=-1)
-    folder = staging.sample_dir(uid)
-    folder.mkdir(parents=True)
-    (folder / "rgb.png").write_bytes(encode_views(rgb.astype(np.uint8)))
-    (folder / "coord.png").write_bytes(encode_views(coord.clip(0, 65535).astype(np.uint16)))
-    (folder / "hit.png").write_bytes(encode_views((hit * 255).astype(np.uint8)))
     meta = {
         "uid": uid,
         "cameras": [camera.to_json() for camera in CAMERAS],
         "source": {"sha256": sha256 or uid},
         "conventions": CONVENTIONS_VERSION,
     }
-    (folder / "meta.json").write_text(json.dumps(meta))
+    members = {
+        "rgb.png": encode_views(rgb.astype(np.uint8)),
+        "coord.png": encode_views(coord.clip(0, 65535).astype(np.uint16)),
+        "hit.png": encode_views((hit * 255).astype(np.uint8)),
+        "meta.json": json.dumps(meta).encode(),
+    }
+    publish(staging, uid, members)
+
+
+def publish(staging: Staging, uid: str, members: dict[str, bytes]) -> None:
+    """Put a file of members where `render` puts a sample; not all of a sample's are needed here."""
+    path = staging.samples.path(uid)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(archive(uid, members))
 
 
 @pytest.fixture
@@ -83,7 +92,7 @@ def test_copies_and_recoloured_variants_are_told_apart(staging) -> None:
 
 
 def test_features_measure_what_is_seen(staging) -> None:
-    cigar = read_features(staging.sample_dir("cigar"))
+    cigar = read_features(staging.read("cigar"))
     np.testing.assert_allclose(cigar.box, (1.0, 0.2, 0.2), atol=0.05)
     front, end = cigar.depth[0], cigar.depth[1]
     assert (front > 0).sum() > 2 * (end > 0).sum()
@@ -91,8 +100,8 @@ def test_features_measure_what_is_seen(staging) -> None:
 
 
 def test_a_broken_sample_is_one_clear_line(staging) -> None:
-    (staging.sample_dir("lens") / "coord.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"lens is no whole sample.*render it again"):
+    publish(staging, "lens", staging.read("lens") | {"coord.png": b""})
+    with pytest.raises(UserError, match=r"sample lens: no whole sample.*render it again"):
         of_samples(staging.root)
     with pytest.raises(UserError, match="holds no finished sample"):
         of_samples(staging.root / "nowhere")

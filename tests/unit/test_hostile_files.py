@@ -476,6 +476,6 @@ def test_no_uid_leads_out_of_the_staging_folder(tmp_path, uid: str) -> None:
     safe = make_uid(uid)
     assert safe
     assert len(f"{safe}.geometry.npz") <= 100
-    place = Staging(tmp_path).sample_dir(safe)
+    place = Staging(tmp_path).samples.path(safe)
     assert place.resolve().is_relative_to(tmp_path / "samples")
-    assert place.name == safe
+    assert place.stem == safe

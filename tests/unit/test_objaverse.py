@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from data_pipeline.sources import Asset, FetchError, objaverse_package
-from data_pipeline.sources.lookahead import fetched
+from data_pipeline.sources.fetching import Fetching
 from data_pipeline.sources.objaverse import ObjaverseSource
 from data_pipeline.sources.procedural import recipe
 
@@ -85,6 +86,14 @@ def source(home: Path, **settings: Any) -> ObjaverseSource:
 
 def uids_of(assets: list[Asset]) -> list[str]:
     return [asset.uid for asset in assets]
+
+
+def fetched(assets: list[Asset]) -> Iterator[tuple[Asset, str | None]]:
+    """Yield the assets as `render` draws them: each at hand, or with the reason why it is not."""
+    with Fetching() as fetching:
+        for index, asset in enumerate(assets):
+            fetching.start(assets[index + 1 :])
+            yield asset, fetching.wait_for(asset)
 
 
 def bring(assets: list[Asset]) -> dict[str, str | None]:
