@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import USAGE_ERROR, run
 from data_pipeline.contract import RenderSpec, UserError
+from data_pipeline.duplicates.command import of_files, of_samples, report
 from data_pipeline.inspection import inspect_shards
 from data_pipeline.render.command import render_assets
 from data_pipeline.render.options import RenderOptions
@@ -68,6 +69,16 @@ def inspect(config: DictConfig) -> None:
     )
 
 
+def duplicates(config: DictConfig) -> None:
+    """Find copies and variants: among samples (out=), or identical files of a source."""
+    if OmegaConf.is_missing(config, "out"):
+        found = of_files(instantiate(config.source).assets())
+    else:
+        found = of_samples(Path(config.out))
+    groups, drop = (None if path is None else Path(path) for path in (config.groups, config.drop))
+    report(found, config.format, groups, drop)
+
+
 COMMANDS = {
     "render": render,
     "pack": pack,
@@ -75,6 +86,7 @@ COMMANDS = {
     "repair": repair,
     "stats": stats,
     "inspect": inspect,
+    "duplicates": duplicates,
 }
 
 

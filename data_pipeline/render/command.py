@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import CONVENTIONS_VERSION, RenderSpec, UserError
+from data_pipeline.render.device import resolve_device
 from data_pipeline.render.node import Node
 from data_pipeline.render.options import RenderOptions
 from data_pipeline.render.progress import Progress
@@ -19,7 +20,6 @@ from data_pipeline.render.work_queue import WorkQueue
 from data_pipeline.render.worker_process import REPOSITORY
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
-from data_pipeline.staging.digest import SAVE_AFTER_RECORDS
 
 RENDERER_VERSION = "2"
 """Raised with every change of this package that changes a sample's bytes."""
@@ -100,21 +100,19 @@ def render_assets(
     start = time.monotonic()
     options = RenderOptions(**how)
     python = find_blender_python(options.blender_python)
-    record = _render_record(spec, blender_version(python))
+    record = _render_record(resolve_device(spec, python), blender_version(python))
     staging = Staging(staging_root)
     session = staging.open_for_render(
         record, lease_s=options.lease_s, run_id=options.run_name(), num_assets=len(assets)
     )
-    with _terminated_like_interrupted(), session:
-        with Node(python, record, staging, session, options, len(assets)) as node:
-            queue = WorkQueue(assets, staging, session, options)
-            num_todo = queue.num_unsettled
-            with Progress(len(assets), len(assets) - num_todo, options.log_every_s) as progress:
-                while not node.work_off(queue, progress):
-                    queue = WorkQueue(assets, staging, session, options)
-        digest = staging.digest()
-        if digest.num_unsaved > SAVE_AFTER_RECORDS:
-            digest.save(session.scratch)
+    node = Node(python, record, staging, session, options, len(assets))
+    with _terminated_like_interrupted(), session, node:
+        queue = WorkQueue(assets, staging, session, options)
+        num_todo = queue.num_unsettled
+        with Progress(len(assets), len(assets) - num_todo, options.log_every_s) as progress:
+            while not node.work_off(queue, progress):
+                queue = WorkQueue(assets, staging, session, options)
+        queue.save_digest()
     return RenderSummary(
         num_assets=len(assets),
         num_rendered=progress.num_rendered,

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.farm import Farm, Limits, Outcome
-from data_pipeline.render.options import RenderOptions
+from data_pipeline.render.options import RenderOptions, available_cpus
 from data_pipeline.render.precheck import check_file
 from data_pipeline.render.progress import Progress
 from data_pipeline.render.rejected import keep_picture
 from data_pipeline.render.work_queue import Attempt, LeaseLostError, WorkQueue
 from data_pipeline.sources import Asset
+from data_pipeline.sources.fetching import Fetching
 from data_pipeline.staging import RenderSession, Staging
 
 
@@ -60,11 +60,12 @@ class Node:
             False if another process has taken this one for dead, and its work: begin afresh.
         """
         self._in_flight.clear()
-        num_workers = self._options.num_workers(queue.num_unsettled)
+        device = self._record["render_spec"]["device"]
+        num_workers = self._options.num_workers(queue.num_unsettled, device)
         settings = {
             "spec": self._record["render_spec"],
             "config_hash": self._record["config_hash"],
-            "threads": max(1, len(os.sched_getaffinity(0)) // num_workers),
+            "threads": max(1, available_cpus() // num_workers),
         }
         limits = Limits(
             timeout_s=self._options.timeout_s,
@@ -77,25 +78,30 @@ class Node:
             num_workers=num_workers,
             limits=limits,
             logs=self._scratch,
-            gpus=self._options.gpu_names(),
+            gpus=self._options.gpu_names(device),
         )
         try:
-            with farm:
-                for outcome in farm.run(self._jobs(queue, progress)):
+            with Fetching() as fetching, farm:
+                for outcome in farm.run(self._jobs(queue, progress, fetching)):
                     self._keep(self._in_flight.pop(outcome.uid), outcome, queue, progress)
         except LeaseLostError as lost:
             progress.note(f"another process has taken over chunk {lost}: beginning afresh")
             return False
         return True
 
-    def _jobs(self, queue: WorkQueue, progress: Progress) -> Iterator[dict[str, Any] | None]:
+    def _jobs(
+        self, queue: WorkQueue, progress: Progress, fetching: Fetching
+    ) -> Iterator[dict[str, Any] | None]:
         for attempt in queue.attempts():
             progress.show(self._total - queue.num_unsettled)
             if attempt is None:
                 yield None
                 continue
             asset = attempt.asset
+            fetching.start(queue.following())
             try:
+                if problem := fetching.wait_for(asset):
+                    raise AssetFailure("unreadable", problem)
                 check_file(asset.path)
             except AssetFailure as failure:
                 outcome = Outcome(asset.uid, failure.reason, failure.message)
@@ -134,6 +140,8 @@ class Node:
         self._session.append(self._ledger_record(attempt, outcome))
         if queue.settle(attempt, outcome.reason):
             progress.count(outcome.reason)
+            if attempt.asset.store is not None:
+                attempt.asset.store.release(attempt.asset)
 
     def _ledger_record(self, attempt: Attempt, outcome: Outcome) -> dict[str, Any]:
         record: dict[str, Any] = {

@@ -9,6 +9,7 @@ from data_pipeline.render.failures import TRANSIENT
 from data_pipeline.render.options import RenderOptions
 from data_pipeline.sources import Asset
 from data_pipeline.staging import RenderSession, Staging, chunk_of
+from data_pipeline.staging.digest import SAVE_AFTER_RECORDS
 from data_pipeline.staging.ledger import AssetState
 from data_pipeline.staging.sample_files import CHUNK_DIGITS
 
@@ -82,6 +83,10 @@ class WorkQueue:
                 self._claim()
             yield self._waiting.popleft() if self._waiting else None
 
+    def following(self) -> Iterator[Asset]:
+        """Yield the assets that this process has claimed and not drawn yet, in their order."""
+        return (attempt.asset for attempt in self._waiting)
+
     def check_claim(self, attempt: Attempt) -> None:
         """Raise LeaseLostError unless the asset's chunk is still claimed by this process."""
         chunk = chunk_of(attempt.asset.uid)
@@ -103,6 +108,13 @@ class WorkQueue:
             del self._unfinished[chunk]
             self._session.leases.release(chunk)
         return True
+
+    def save_digest(self) -> None:
+        """Leave the ledger's digest for the next reader, if no other process is at work."""
+        self._digest.update()
+        is_last = self._session.leases.live_writers() == {self._session.writer}
+        if is_last and self._digest.num_unsaved > SAVE_AFTER_RECORDS:
+            self._digest.save(self._session.scratch)
 
     # --------------------------------------------------------------------------------- details
 
@@ -160,7 +172,7 @@ class WorkQueue:
 
     def _catch_up(self) -> None:
         """Read what others have noted meanwhile, and strike off what they have settled."""
-        touched = {chunk_of(record["uid"]) for record in self._digest.update()}
+        touched = {chunk_of(uid) for uid in self._digest.update()}
         for chunk in touched.intersection(self._open):
             if todo := self._todo(chunk, set(self._samples.uids_in(chunk))):
                 self._open[chunk] = len(todo)

@@ -21,6 +21,7 @@ TAIL_CHARACTERS = 2000
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+"""What limits a process to some GPUs, NVIDIA's and AMD's."""
 
 
 def worker_environment(threads: int, gpu: str | None, temporary: Path) -> dict[str, str]:

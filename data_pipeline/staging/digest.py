@@ -62,13 +62,13 @@ class Digest:
         """Lines that could not be read, torn ones at a file's end left out."""
         return self._reader.num_damaged
 
-    def update(self) -> list[dict[str, Any]]:
-        """Read what the writers have appended, and return it."""
+    def update(self) -> list[str]:
+        """Read what the writers have appended, and return the uids that it speaks of."""
         self._reader.forget_cached()
-        new = list(self._reader.new_records())
-        self.database.executemany(UPSERT, _rows(new))
-        self.num_unsaved += len(new)
-        return new
+        uids: list[str] = []
+        self.database.executemany(UPSERT, _rows(self._reader.new_records(), uids))
+        self.num_unsaved += len(uids)
+        return uids
 
     def states(self, uids: Iterable[str]) -> dict[str, AssetState]:
         """Return the state of those of the uids that have ever been tried."""
@@ -120,8 +120,10 @@ def _load(path: Path) -> sqlite3.Connection:
     return memory
 
 
-def _rows(records: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+def _rows(records: Iterable[dict[str, Any]], uids: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of records, adding their uids to `uids`."""
     for record in records:
+        uids.append(record["uid"])
         state = AssetState.of(record)
         failed = record["status"] == "failed"
         yield (

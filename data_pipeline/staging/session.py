@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.contract import SAMPLE_MEMBERS
+from data_pipeline.contract import LIT_MEMBERS, SAMPLE_MEMBERS
 from data_pipeline.staging.leases import Leases
 from data_pipeline.staging.ledger import LedgerWriter
 from data_pipeline.staging.sample_files import SampleFiles
@@ -78,7 +78,7 @@ class RenderSession:
             ValueError: the folder does not hold exactly the members of a sample.
         """
         held = tuple(sorted(os.listdir(folder)))
-        if held != SAMPLE_MEMBERS:
+        if tuple(name for name in held if name not in LIT_MEMBERS) != SAMPLE_MEMBERS:
             raise ValueError(f"sample {uid} holds {held}, not {SAMPLE_MEMBERS}")
         self.publish_members({name: (folder / name).read_bytes() for name in held}, uid)
 
@@ -88,7 +88,12 @@ class RenderSession:
 
     def append(self, record: dict[str, Any]) -> None:
         """Append a record, with at least `uid` and `status`, to this process's ledger file."""
-        about = {"run_id": self.run_id, "host": socket.gethostname(), "time": time.time()}
+        about = {
+            "run_id": self.run_id,
+            "writer": self.writer,
+            "host": socket.gethostname(),
+            "time": time.time(),
+        }
         self._ledger.append(about | record)
 
     def clear_after_the_dead(self) -> None:

@@ -44,9 +44,7 @@ def write_page(path: Path, staging: Staging, digest: Digest, summary: Summary) -
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): name another html="
-        ) from None
+        raise UserError(f"{path} cannot be written ({error.strerror}): give html=FILE") from None
 
 
 def _failure(staging: Staging, record: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.render.failures import TRANSIENT
 from data_pipeline.staging import Digest, Staging
 
@@ -84,15 +87,16 @@ def summarise(staging: Staging, digest: Digest) -> Summary:
             states[uid] = reason
             num_to_retry += reason in TRANSIENT and attempts < give_up_at
     runs = staging.runs()
+    times, seconds, rss_mb = _figures(digest).T
     repeated = digest.database.execute("SELECT uid, attempts FROM latest WHERE attempts > 1")
     return Summary(
         states=states,
         expected=runs[-1]["num_assets"] if runs else None,
         attempts=dict(repeated.fetchall()),
         num_to_retry=num_to_retry,
-        rate=_rate(digest),
-        seconds=_spread(digest, "seconds"),
-        rss_mb=_spread(digest, "rss_mb"),
+        rate=_rate(times),
+        seconds=_spread(seconds),
+        rss_mb=_spread(rss_mb),
         num_damaged=digest.num_damaged,
     )
 
@@ -113,21 +117,22 @@ def worst_failures(digest: Digest, reason: str) -> list[dict[str, Any]]:
     return [json.loads(record) for (record,) in digest.database.execute(query, (reason,))]
 
 
-def _rate(digest: Digest) -> float | None:
-    newest = digest.database.execute("SELECT max(time) FROM latest").fetchone()[0]
-    if newest is None:
-        return None
-    query = "SELECT count(*), min(time) FROM latest WHERE time >= ?"
-    count, first = digest.database.execute(query, (newest - RATE_WINDOW_S,)).fetchone()
-    return round((count - 1) / (newest - first), 4) if newest > first else None
+def _figures(digest: Digest) -> NDArray[np.float64]:
+    """Return time, seconds and peak memory of every newest record, `(n, 3)`; NaN: unknown."""
+    rows = digest.database.execute("SELECT time, seconds, rss_mb FROM latest")
+    return np.array(rows.fetchall(), dtype=np.float64).reshape(-1, 3)
 
 
-def _spread(digest: Digest, column: str) -> dict[str, float]:
-    rows = digest.database.execute(
-        f"SELECT {column} FROM latest WHERE {column} NOT NULL ORDER BY {column}"
-    )
-    values = [value for (value,) in rows]
-    if not values:
+def _rate(times: NDArray[np.float64]) -> float | None:
+    known = times[~np.isnan(times)]
+    late = known[known >= known.max() - RATE_WINDOW_S] if len(known) else known
+    return round((len(late) - 1) / np.ptp(late), 4) if len(late) and np.ptp(late) > 0 else None
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    known = values[~np.isnan(values)]
+    if not len(known):
         return {}
-    at = {"median": 0.5, "p90": 0.9, "max": 1.0}
-    return {name: values[round(share * (len(values) - 1))] for name, share in at.items()}
+    shares = {"median": 0.5, "p90": 0.9, "max": 1.0}
+    found = np.quantile(known, list(shares.values()), method="higher")
+    return dict(zip(shares, found.tolist(), strict=True))

@@ -11,16 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import psutil
 import pytest
 from balls import asset, write_ball
 from golden.glb import GlbBuilder, uv_sphere, y_up
 
-from data_pipeline.contract import SAMPLE_MEMBERS, RenderSpec, UserError
+from data_pipeline.contract import SAMPLE_MEMBERS, QaLimits, RenderSpec, UserError
 from data_pipeline.render.command import find_blender_python, render_assets
 from data_pipeline.render.farm import Farm, Limits
 from data_pipeline.render.worker_process import worker_environment
@@ -168,6 +169,17 @@ def test_a_worker_that_dies_costs_one_attempt(tmp_path, how, message):
     assert attempts(out, "b_glb") == ["done"]
     (crash,) = (record for record in Staging(out).records() if record["status"] == "failed")
     assert crash["message"] == message
+
+
+def test_a_picture_is_kept_of_an_asset_that_fails_its_quality_check(tmp_path):
+    ball = [write_ball(tmp_path / "a.glb")]
+    strict = replace(SMALL, qa=QaLimits(min_hit_share=0.99))
+    assert render_assets(ball, tmp_path / "out", strict, workers=1).failures == {"blank": 1}
+    staging = Staging(tmp_path / "out")
+    picture = cv2.imread(str(staging.rejected_picture("a_glb")))
+    assert picture.shape == (96, 6 * 96, 3)
+    assert picture.std() > 10
+    assert attempts(staging.root, "a_glb") == ["blank"]  # no second attempt: it would not help
 
 
 def test_workers_are_replaced_after_so_many_assets_and_keep_their_gpus(tmp_path):
