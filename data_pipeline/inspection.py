@@ -87,9 +87,9 @@ def _albedo_row(content: bytes, lightings: list[str]) -> NDArray[Any]:
     """Return the row of base colours, which only lit views have beside their rgb."""
     lit = [k for k, lighting in enumerate(lightings) if lighting != "albedo"]
     stored = _as_rgb8(content, len(lit))
-    views = np.full((len(lightings), *stored.shape[1:]), _PAPER, np.uint8)
+    views: NDArray[Any] = np.full((len(lightings), *stored.shape[1:]), _PAPER, np.uint8)
     views[lit] = stored
-    return _labelled_row("albedo", [_tile(view) for view in views])
+    return _labelled_row("albedo", [_tile(views[k]) for k in range(len(views))])
 
 
 def _as_rgb8(content: bytes, num_views: int) -> NDArray[Any]:
