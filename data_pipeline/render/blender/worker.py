@@ -155,7 +155,11 @@ def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     reply: dict[str, Any] = {"uid": job["uid"], "reason": None, "message": ""}
     try:
         render_asset(
-            job, RenderSpec(**settings["spec"]), settings["config_hash"], settings["threads"], watch
+            job,
+            RenderSpec.from_mapping(settings["spec"]),
+            settings["config_hash"],
+            settings["threads"],
+            watch,
         )
     except AssetFailure as failure:
         reply |= {"reason": failure.reason, "message": failure.message}
