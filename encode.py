@@ -52,4 +52,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run("encode", main, verbatim=frozenset({"autoencoder"}))
+    run("encode", main)

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     if config.prompt is not None:
         if config.checkpoint is None:
             raise UserError("prompt needs checkpoint=DIR: a pipeline folder that train.py exported")
-        options |= {key: config[key] for key in ("steps", "guidance", "views")}
+        options |= {key: config[key] for key in ("steps", "guidance", "views", "device")}
         generate_from_prompt(str(config.prompt), outputs, Path(config.checkpoint), **options)
         return
     if config.num != 1 or config.shards is None:

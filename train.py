@@ -11,7 +11,7 @@ import lightning
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_pipeline.command_line import CONFIG_DIR, USAGE_ERROR, run
+from data_pipeline.command_line import CONFIG_DIR, USAGE_ERROR, build, run
 from modules.callbacks.checkpoint import find_checkpoint, finished_step
 from modules.callbacks.run_record import record_run
 
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> int | None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.paths.run_dir)
-    data, system = instantiate(config.data), instantiate(config.system)
+    data, system = build(config.data), build(config.system)
     data.setup("fit")  # an unreadable data set ends the command before anything is written
     checkpoint = find_checkpoint(config.ckpt, run_dir, system.stage)
     finished = finished_step(run_dir)
@@ -34,14 +34,19 @@ def main(config: DictConfig) -> int | None:
         print(f"{run_dir}: step {finished} is reached already; raise trainer.max_steps to go on")
         return None
     record_run(run_dir, OmegaConf.to_yaml(config, resolve=True))
-    loggers = [instantiate(node) for node in config.logger.values()]
+    loggers = [build(node) for node in config.logger.values()]
+    settings = {"shards_manifest_sha256": data.manifest_sha256}
+    settings["config"] = OmegaConf.to_container(config, resolve=True)
     for logger in loggers:
-        logger.log_hyperparams(
-            {"shards_manifest_sha256": data.manifest_sha256, "seed": config.seed}
-        )
-    callbacks = [instantiate(node) for node in config.callbacks.values()]
+        logger.log_hyperparams(settings)
+    callbacks = [build(node) for node in config.callbacks.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     return None
 
 

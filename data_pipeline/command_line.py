@@ -12,12 +12,17 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from data_pipeline.contract import UserError
 
@@ -25,9 +30,9 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 VERBATIM_KEYS = frozenset(
     {
-        "checkpoint", "ckpt", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
-        "paths.run_dir", "png", "prompt", "reference", "sample", "shards", "source.list",
-        "source.root", "uid",
+        "autoencoder", "checkpoint", "ckpt", "image", "latents", "mesh", "meshes", "out",
+        "paths.pipeline_dir", "paths.run_dir", "png", "prompt", "reference", "sample", "shards",
+        "source.list", "source.root", "uid",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""
@@ -59,40 +64,31 @@ def _escape_before(text: str, mark: str, escape: str, *, last_is_end: bool = Fal
     return out + parts[-1]
 
 
-def compose(
-    config_name: str, overrides: Sequence[str] = (), *, verbatim: frozenset[str] = frozenset()
-) -> DictConfig:
+def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Return the composed configuration that a command line would give.
 
     Args:
         config_name: a file of conf/, without `.yaml`.
         overrides: as typed: `key=value`.
-        verbatim: further verbatim keys of this command; they may share a config group's name.
     """
-    own, others = _split(overrides, verbatim)
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = hydra.compose(config_name, [quote_verbatim(argument) for argument in others])
-    return _set_verbatim(config, own)
+        return hydra.compose(config_name, [quote_verbatim(argument) for argument in overrides])
 
 
-def _split(arguments: Sequence[str], keys: frozenset[str]) -> tuple[dict[str, str], list[str]]:
-    """Take `key=value` of the given keys out of the arguments."""
-    own = {k: v for k, _, v in (argument.partition("=") for argument in arguments) if k in keys}
-    return own, [argument for argument in arguments if argument.partition("=")[0] not in keys]
+def build(node: DictConfig) -> Any:
+    """Instantiate a node of the configuration, after making sure that every key was given.
 
-
-def _set_verbatim(config: DictConfig, values: dict[str, str]) -> DictConfig:
-    for key, value in values.items():
-        OmegaConf.update(config, key, _escape_before(value, "${", "\\"))
-    return config
+    Hydra leaves out an argument whose `${key}` was never given, and the constructor then complains
+    of its own parameter, which the user never typed.
+    """
+    OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    return instantiate(node)
 
 
 def run(
     config_name: str,
     main: Callable[[DictConfig], int | None],
     argv: Sequence[str] | None = None,
-    *,
-    verbatim: frozenset[str] = frozenset(),
 ) -> None:
     """Compose `config_name` with the command line, call `main`, and exit with its code.
 
@@ -100,33 +96,33 @@ def run(
         config_name: a file of conf/, without `.yaml`.
         main: does the work; returns an exit code, or None for 0.
         argv: the arguments; those of the process by default.
-        verbatim: further verbatim keys of this command; they may share a config group's name.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument.startswith("-") for argument in arguments):
-        _run_by_hydra(config_name, main, arguments, verbatim)
+        _run_by_hydra(config_name, main, arguments)
         return
     try:
-        config = compose(config_name, arguments, verbatim=verbatim)
+        config = compose(config_name, arguments)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(USAGE_ERROR, _usage_message(error))
     sys.exit(_guarded(main, config))
 
 
 def _run_by_hydra(
-    config_name: str,
-    main: Callable[[DictConfig], int | None],
-    arguments: list[str],
-    verbatim: frozenset[str],
+    config_name: str, main: Callable[[DictConfig], int | None], arguments: list[str]
 ) -> None:
     """Leave `--help`, `--cfg job`, `--multirun` and their like to Hydra itself."""
-    own, others = _split(arguments, verbatim)
-    quoted = [quote_verbatim(argument) for argument in others]
-    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    quoted = [quote_verbatim(argument) for argument in arguments]
+    quiet = [
+        f"hydra.job.name={config_name}",
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+    ]
     sys.argv = [sys.argv[0], *quoted, *quiet]
 
     def guarded(config: DictConfig) -> None:
-        if code := _guarded(main, _set_verbatim(config, own)):
+        if code := _guarded(main, config):
             sys.exit(code)
 
     hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(guarded)()
@@ -142,8 +138,10 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
         if isinstance(error.__cause__, UserError):
             _fail(USER_ERROR, str(error.__cause__))
         _fail(USER_ERROR, f"the configuration cannot be built: {error}")
-    except MissingMandatoryValue as error:
-        _fail(USAGE_ERROR, f"{error.full_key} is missing: give it as {error.full_key}=VALUE")
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        # `...: KEY` or, behind an interpolation, `...: Missing mandatory value: KEY`
+        key = str(error).splitlines()[0].rpartition(": ")[2]
+        _fail(USAGE_ERROR, f"{key} is missing: give it as {key}=VALUE")
     except OSError as error:
         if error.filename is None:
             raise

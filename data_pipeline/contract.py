@@ -177,10 +177,10 @@ class QaLimits:
     max_missing_textures: int = 0  #    missing_texture: images that materials use and lack
     min_colour_spread: float = 2.0  #   levels of 255 between darkest and brightest, any channel
     max_pink_share: float = 0.02  #     magenta pixels: how Cycles shows a missing image
-    max_away_share: float = 0.02  #     normals that look away from the camera
+    max_away_share: float = 0.05  #     normals that look away from the camera
     max_reprojection_px: float = 0.01  # a position's distance from its own pixel's centre
     max_normal_angle_deg: float = 25.0  # median, shading normal against the gradient of coord
-    max_flip_share: float = 0.02  #     normals opposed to the gradient of coord
+    max_flip_share: float = 0.05  #     normals opposed to the gradient of coord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

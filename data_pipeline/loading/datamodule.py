@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from data_pipeline.contract import UserError
 from data_pipeline.loading.order import GlobalOrder
 from data_pipeline.loading.samples import LatentDataset, SampleDataset, collate
+from data_pipeline.loading.split import OrderOfChosen, held_back
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -22,7 +23,9 @@ class ShardDataModule(lightning.LightningDataModule):
         batch_size: samples per optimizer micro-batch and process.
         num_workers: loader processes.
         seed: of the order.
-        num_val: samples that validation looks at: the first ones of the set.
+        num_val: samples that validation looks at, at most; fewer in a small set.
+        hold_back: whether training never sees them; if not, validation looks at the first samples
+            of the set, and its figures say how well a model learns by heart.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class ShardDataModule(lightning.LightningDataModule):
         num_workers: int,
         seed: int,
         num_val: int,
+        hold_back: bool,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -40,7 +44,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.make_dataset = dataset
         self._dataset: SampleDataset | LatentDataset | None = None
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.seed, self.num_val = seed, num_val
+        self.seed, self.num_val, self.hold_back = seed, num_val, hold_back
         self._start_position = 0
         self._start_step = 0
 
@@ -60,24 +64,31 @@ class ShardDataModule(lightning.LightningDataModule):
         """SHA-256 of the manifest of the shards that are read."""
         return self.dataset.shard_set.sha256
 
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Return the numbers of the samples for training and for validation."""
+        every = range(len(self.dataset))
+        if not self.hold_back:
+            return list(every), list(every[: self.num_val])
+        validation = held_back(self.dataset.shard_set.uids, self.num_val)
+        return sorted(set(every) - set(validation)), validation
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         trainer = self._trainer()
         self._start_step = trainer.global_step
+        training, _ = self._split()
         order = GlobalOrder(
-            len(self.dataset),
+            len(training),
             self.batch_size * trainer.world_size,
             seed=self.seed,
             start=self._start_position,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        return self._loader(order)
+        return self._loader(OrderOfChosen(order, training))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         trainer = self._trainer()
-        chosen = range(
-            trainer.global_rank, min(self.num_val, len(self.dataset)), trainer.world_size
-        )
+        chosen = self._split()[1][trainer.global_rank :: trainer.world_size]
         batches = [
             [(i, i) for i in chosen[k : k + self.batch_size]]
             for k in range(0, len(chosen), self.batch_size)

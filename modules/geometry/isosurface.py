@@ -1,8 +1,12 @@
-"""The zero set of a signed distance as a watertight triangle mesh."""
+"""The zero set of a signed distance as a watertight, manifold triangle mesh.
+
+Marching cubes is manifold on a well-composed grid without zeros, libigl's edge collapse keeps a
+manifold mesh one, and vertices stay apart when they are rounded to what files hold.
+"""
 
 from collections.abc import Callable
 
-import fast_simplification
+import igl
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -11,8 +15,15 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
+from modules.geometry.mesh import smooth_normals
+from modules.geometry.well_composed import join_diagonals
+
 DistanceFunction = Callable[[ndarray], ndarray]
 """Maps world points `(p, 3)` to signed distances `(p,)`, positive outside."""
+
+LEAST_SHARE = 0.01
+"""Grid values are at least this share of a cell away from 0. Where the surface passes through a
+grid vertex, vertices of up to twelve cells would share its place and join what only touches."""
 
 
 def extract_isosurface(
@@ -53,8 +64,10 @@ def extract_isosurface(
     border[1:-1, 1:-1, 1:-1] = False
     step = axis[1] - axis[0]
     fine[border] = np.maximum(fine[border], 0.5 * step)
-    # A value of exactly 0 makes marching cubes emit triangles without area.
-    fine[np.abs(fine) < 1e-6 * step] = 1e-6 * step
+    least = LEAST_SHARE * step
+    fine = join_diagonals(
+        np.where(fine < 0, np.minimum(fine, -least), np.maximum(fine, least)), least
+    )
     if fine.min() >= 0:
         return np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
     vertices, faces, _, _ = marching_cubes(fine, 0.0, spacing=(step,) * 3, allow_degenerate=False)
@@ -86,13 +99,38 @@ def drop_small_components(
 def decimate(
     vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"], num_faces: int
 ) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
-    """Return the mesh simplified by quadric error to about `num_faces`, if it has more."""
+    """Return the mesh simplified by quadric error to `num_faces`, if it has more.
+
+    A manifold mesh stays one: no edge collapses whose ends have more than two common neighbours.
+    """
     if len(faces) <= num_faces:
         return vertices, faces
-    vertices, faces = fast_simplification.simplify(
-        vertices.astype(np.float64), faces.astype(np.int64), target_count=num_faces
-    )
-    return _compact(vertices.astype(np.float64), faces.astype(np.int64))
+    vertices, faces, _, _ = igl.qslim(vertices, faces, num_faces)
+    return _compact(vertices, faces.astype(np.int64))
+
+
+def round_apart(
+    vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"], shift: float = 1e-6
+) -> Float[ndarray, "v 3"]:
+    """Return vertices rounded to float32, as files hold them, no two of them at one place.
+
+    Readers join vertices of equal position. Those that rounding would join, where two parts of a
+    surface touch, move inwards along their normals by multiples of `shift`, in world units.
+    """
+    rounded = vertices.astype(np.float32).astype(np.float64)
+    inwards = -smooth_normals(vertices, faces)
+    for _ in range(32):
+        _, index, count = np.unique(rounded, axis=0, return_inverse=True, return_counts=True)
+        index = index.reshape(-1)
+        order = np.argsort(index, kind="stable")
+        rank = np.empty(len(index), dtype=np.int64)
+        rank[order] = np.arange(len(index)) - (np.cumsum(count) - count)[index[order]]
+        moved = rank > 0
+        if not moved.any():
+            return rounded
+        away = rounded[moved] + shift * rank[moved, None] * inwards[moved]
+        rounded[moved] = away.astype(np.float32)
+    raise ValueError("vertices could not be told apart: the mesh has shrunk to a point")
 
 
 def _compact(

@@ -180,7 +180,9 @@ def save_mesh(
     Args:
         mesh: the mesh, in world coordinates.
         path: where to; the suffix names the format. A GLB appears complete or not at all.
-        frame: if given, vertices are written in the source frame rather than in world units.
+        frame: if given, the file is in the source frame rather than in world units. A GLB's
+            vertices stay in world units and its node moves them there: float32 positions far from
+            the origin would fall together.
         extras: kept in a GLB as extras of the scene (JSON values only).
 
     Raises:
@@ -188,12 +190,16 @@ def save_mesh(
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
-    vertices = mesh.vertices if frame is None else frame.to_source(mesh.vertices)
-    normals = mesh.vertex_normals
+    vertices, normals, node = mesh.vertices, mesh.vertex_normals, {}
+    if frame is not None and suffix == ".glb":
+        origin = _z_up_to_y_up(frame.to_source(np.zeros((1, 3))))[0]
+        node = {"translation": origin.tolist(), "scale": [1.0 / frame.scale] * 3}
+    elif frame is not None:
+        vertices = frame.to_source(vertices)
     if suffix in Y_UP_SUFFIXES:
         vertices, normals = _z_up_to_y_up(vertices), _z_up_to_y_up(normals)
     if suffix == ".glb":
-        files = {path: to_glb(vertices, normals, mesh.faces, mesh.uv, mesh.texture, extras)}
+        files = {path: to_glb(vertices, normals, mesh.faces, mesh.uv, mesh.texture, extras, node)}
     elif suffix == ".obj":
         files = to_obj(path, vertices, normals, mesh.faces, mesh.uv, mesh.texture)
     elif suffix == ".ply":
@@ -322,16 +328,6 @@ def merge_vertices(
     """Return the mesh with vertices of equal position made one (undoes texture seams)."""
     unique, index = np.unique(vertices, axis=0, return_inverse=True)
     return unique, index.reshape(-1)[faces]
-
-
-def is_watertight(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) -> bool:
-    """Whether every edge is crossed equally often each way once texture seams are closed."""
-    _, merged = merge_vertices(vertices, faces)
-    edges = np.concatenate([merged[:, [0, 1]], merged[:, [1, 2]], merged[:, [2, 0]]])
-    edges = edges[edges[:, 0] != edges[:, 1]]
-    forward = np.unique(edges, axis=0, return_counts=True)
-    backward = np.unique(edges[:, ::-1], axis=0, return_counts=True)
-    return all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
 
 
 def _unit(vectors: Float[ndarray, "*n 3"]) -> Float[ndarray, "*n 3"]:

@@ -22,16 +22,18 @@ def to_glb(
     uv: Float[ndarray, "n 2"],
     texture: UInt8[ndarray, "th tw 3"],
     extras: dict | None,
+    node: dict[str, list[float]],
 ) -> bytes:
     """Return a binary glTF 2.0 with one mesh and one matte material; equal inputs, equal bytes.
 
     Args:
-        vertices: positions, Y up.
+        vertices: positions in the node's frame, Y up.
         normals: unit normals, Y up.
         faces: vertex indices, counter-clockwise.
         uv: texture coordinates, v up (glTF's point down: turned here).
         texture: sRGB base colour, row 0 on top.
         extras: extras of the scene.
+        node: how the mesh lies in the scene: glTF's `translation` and `scale`, or nothing.
     """
     positions = vertices.astype(np.float32)
     flipped = np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1).astype(np.float32)
@@ -64,7 +66,7 @@ def to_glb(
         "asset": {"version": "2.0", "generator": "Relief"},
         "scene": 0,
         "scenes": [scene],
-        "nodes": [{"mesh": 0, "name": "relief"}],
+        "nodes": [{"mesh": 0, "name": "relief"} | node],
         "meshes": [
             {
                 "name": "relief",
@@ -126,7 +128,7 @@ def to_obj(
     """Return the files of a Wavefront OBJ (Y up, v up): texture, material, and `path` last."""
     image, material = path.with_suffix(".png"), path.with_suffix(".mtl")
     lines = [f"mtllib {material.name}", "o relief"]
-    lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in vertices]
+    lines += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in vertices]
     lines += [f"vt {u:.7g} {v:.7g}" for u, v in uv]
     lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in normals]
     lines += ["usemtl relief"]

@@ -16,8 +16,9 @@ def mesh_quality(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) ->
 
     Keys: `faces`; `degenerate_faces` (corners that coincide, or no area); `border_edges` (edges of
     one face); `tangled_edges` (edges of three faces or more, or of two that run the same way);
-    `components` (parts joined by edges or corners); `manifold` (1 when no edge is tangled) and
-    `watertight` (1 when, besides, none is on a border).
+    `pinched_vertices` (where fans of faces meet at a point only); `components` (parts joined by
+    edges or corners); `manifold` (1 when no edge is tangled and no vertex is pinched) and
+    `watertight` (1 when no edge is tangled or on a border).
     """
     welded_vertices, welded = merge_vertices(vertices, faces)
     corners = welded_vertices[welded]
@@ -33,13 +34,15 @@ def mesh_quality(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) ->
     forward = np.bincount(index.reshape(-1), weights=directed, minlength=len(uses))
     border = int((uses == 1).sum())
     tangled = int(((uses > 2) | ((uses == 2) & (forward != 1))).sum())
+    pinched = _count_pinched(solid, index.reshape(3, -1).T)
     return {
         "faces": float(len(faces)),
         "degenerate_faces": float(degenerate.sum()),
         "border_edges": float(border),
         "tangled_edges": float(tangled),
+        "pinched_vertices": float(pinched),
         "components": float(_count_components(solid)),
-        "manifold": float(tangled == 0),
+        "manifold": float(tangled == 0 and pinched == 0),
         "watertight": float(tangled == 0 and border == 0),
     }
 
@@ -53,3 +56,23 @@ def _count_components(faces: Int[ndarray, "f 3"]) -> int:
         (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(len(used), len(used))
     )
     return int(connected_components(graph, directed=False)[0]) if len(used) else 0
+
+
+def _count_pinched(faces: Int[ndarray, "f 3"], edges: Int[ndarray, "f 3"]) -> int:
+    """Return the number of vertices whose faces hang together by the vertex alone.
+
+    Args:
+        faces: vertex indices.
+        edges: index of each face's edges, from corner 0 to 1, 1 to 2 and 2 to 0.
+    """
+    if not len(faces):
+        return 0
+    # Both ends of every edge are nodes; a face ties the two that meet in each of its corners.
+    falling = faces > np.roll(faces, -1, axis=1)
+    start, end = 2 * edges + falling, 2 * edges + ~falling
+    ties = (start.reshape(-1), np.roll(end, 1, axis=1).reshape(-1))
+    count = 2 * (int(edges.max()) + 1)
+    graph = coo_array((np.ones(len(ties[0]), dtype=bool), ties), shape=(count, count))
+    _, fan = connected_components(graph, directed=False)
+    fans = np.unique(np.stack([fan[start].reshape(-1), faces.reshape(-1)], axis=1), axis=0)
+    return int((np.bincount(fans[:, 1]) > 1).sum())

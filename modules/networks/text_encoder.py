@@ -98,7 +98,6 @@ class TextEncoder(nn.Module):
             "num_heads": num_heads,
         }
         self.length = length
-        self.length = length
         self.word_embedding = nn.Embedding(max_words, width)
         self.position_embedding = nn.Parameter(torch.zeros(length, width))
         layer = nn.TransformerEncoderLayer(

@@ -11,7 +11,12 @@ from torch import Tensor
 from data_pipeline.contract import Camera, UserError
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
-from modules.geometry.isosurface import decimate, drop_small_components, extract_isosurface
+from modules.geometry.isosurface import (
+    decimate,
+    drop_small_components,
+    extract_isosurface,
+    round_apart,
+)
 from modules.geometry.lift import lift
 from modules.geometry.mesh import TexturedMesh, smooth_normals
 from modules.geometry.texture import BakeSettings, bake
@@ -94,6 +99,7 @@ class Reconstructor:
         vertices, faces = decimate(vertices, faces, self.num_faces)
         if len(faces) == 0:
             raise UserError("the images show no surface: nothing can be rebuilt from them")
+        vertices = round_apart(vertices, faces)
         atlas = unwrap(vertices, faces, texture_px)
         texture = bake(
             vertices[atlas.source],

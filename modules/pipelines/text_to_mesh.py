@@ -1,7 +1,6 @@
 """What generate.py does: prompt or rendered sample to textured mesh files."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipeline.contract import Camera, SourceFrame, UserError, view_layout
 from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
+from modules.pipelines.device import inference_device
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
 
@@ -34,10 +34,23 @@ def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
         raise UserError(f"out={out}: {len(seeds)} results need {{seed}} in the name")
     paths = {seed: Path(out.replace("{seed}", str(seed))) for seed in seeds}
     for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UserError(f"out={path} cannot be written: give a file in a writable folder")
+        _check_writable(path)
     return paths
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError unless a file can be written at `path`; tried, since root passes any test."""
+    probe = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror
+    else:
+        reason = "it is a folder" if path.is_dir() else ""
+    if reason:
+        raise UserError(f"{path} cannot be written ({reason}): give a file in a writable folder")
 
 
 def generate_from_prompt(
@@ -50,6 +63,7 @@ def generate_from_prompt(
     views: str | None,
     grid: int,
     texture_px: int,
+    device: str,
 ) -> None:
     """Generate one mesh per seed and write it.
 
@@ -62,8 +76,12 @@ def generate_from_prompt(
         views: where to draw the 2.5D images, as PNG; {seed} is filled in.
         grid: cells along the unit cube's side for the surface.
         texture_px: side of the texture.
+        device: of the networks: `auto`, `cpu` or `cuda`.
     """
-    generator = TextTo25D.from_pretrained(checkpoint)
+    if views is not None:
+        for seed in outputs:
+            _check_writable(Path(views.replace("{seed}", str(seed))))
+    generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
     reconstruct = Reconstructor.from_pretrained(checkpoint)
     cameras = view_layout("ortho6")
     with tqdm(total=steps, desc="sample", unit="step") as bar:
@@ -73,7 +91,7 @@ def generate_from_prompt(
             bar.update(done - bar.n)
 
         prompts = [prompt] * len(outputs)
-        images = generator(prompts, list(outputs), steps, guidance, advance)
+        images = generator(prompts, list(outputs), steps, guidance, advance).cpu()
     provenance = {"prompt": prompt, "steps": steps, "guidance": guidance}
     for (seed, path), each in zip(outputs.items(), images, strict=True):
         if views is not None:

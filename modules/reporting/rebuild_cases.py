@@ -79,6 +79,7 @@ def rebuild_cases(
             mesh = reconstruct(sample["images"], cameras, sample["hit"], **settings)
             out.mkdir(parents=True, exist_ok=True)
             save_mesh(mesh, out / f"{uid}.glb", frame, {"relief": {"uid": uid}})
+            mesh = load_mesh(out / f"{uid}.glb").transformed(frame)  # what is judged is the file
             rgb = sample["images"][0].numpy().transpose(0, 2, 3, 1).astype(np.float64) / 2.0 + 0.5
             hit = sample["hit"].numpy()
             figures = compare_with_views(mesh, cameras, rgb, hit)

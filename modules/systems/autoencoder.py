@@ -25,6 +25,8 @@ from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
 
 NORMAL = MODALITIES.index("normal")
+SILHOUETTE_PX = 2
+"""Pixels this near to the background are left out of the figures `*_inside`."""
 
 
 class AutoencoderSystem(lightning.LightningModule):
@@ -146,14 +148,25 @@ class AutoencoderSystem(lightning.LightningModule):
         ).unflatten(0, images.shape[:3])
         rgb, normal, coord = (decoded[:, index] for index in range(len(MODALITIES)))
         cosine = nn.functional.cosine_similarity(normal, images[:, NORMAL], dim=2).clamp(-1.0, 1.0)
+        angle = torch.rad2deg(torch.arccos(cosine))
         distance = (coord - images[:, MODALITIES.index("coord")]).norm(dim=2) / 2.0  # world units
+        inside = _inside(hit)
         figures = {
             "val/rgb/psnr_db": peak_signal_to_noise(rgb, images[:, 0]),
-            "val/normal/angle_deg": torch.rad2deg(torch.arccos(cosine[hit])).mean(),
+            "val/normal/angle_deg": angle[hit].mean(),
             "val/coord/error": distance[hit].mean(),
+            "val/normal/angle_inside_deg": angle[inside].mean(),
+            "val/coord/error_inside": distance[inside].mean(),
         }
         self.log_dict(figures, batch_size=len(images), sync_dist=True)
 
     def export(self, directory: Path) -> None:
         """Write the autoencoder as diffusers does: config.json and safetensors."""
         self.autoencoder.save_pretrained(directory, safe_serialization=True)
+
+
+def _inside(hit: Bool[Tensor, "b v h w"]) -> Bool[Tensor, "b v h w"]:
+    """Return the hit pixels whose neighbourhood of `SILHOUETTE_PX` is hit as well."""
+    side = 2 * SILHOUETTE_PX + 1
+    background = nn.functional.max_pool2d((~hit).float(), side, stride=1, padding=SILHOUETTE_PX)
+    return background == 0

@@ -155,7 +155,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         size = len(latents)
         levels = torch.linspace(0.1, 0.9, 5, device=latents.device)
-        sums = latents.new_zeros(3)  # true captions, shuffled captions, predict zero
+        sums = latents.new_zeros(3, len(MODALITIES))  # true, shuffled captions; predict zero
         for level in levels:
             timesteps = level.expand(size, len(MODALITIES))
             noise = torch.randn(latents.shape, device=latents.device, generator=generator)
@@ -163,13 +163,13 @@ class LatentDiffusionSystem(lightning.LightningModule):
             errors, baseline = self._errors(latents, captions, timesteps, noise)
             shuffled = captions[1:] + captions[:1]
             wrong, _ = self._errors(latents, shuffled, timesteps, noise)
-            sums = sums + torch.stack([errors.mean(), wrong.mean(), baseline.mean()])
-        true, wrong, zero = sums / len(levels)
-        figures = {
-            "val/loss/total": true,
-            "val/loss/predict_zero_ratio": true / zero,
-            "val/loss/true_minus_shuffled": true - wrong,
-        }
+            sums = sums + torch.stack([errors.mean(0), wrong.mean(0), baseline.mean(0)])
+        per_modality = sums[0] / len(levels)
+        true, wrong, zero = sums.mean(dim=1) / len(levels)
+        figures = {f"val/loss/{name}": per_modality[i] for i, name in enumerate(MODALITIES)}
+        figures |= {"val/loss/total": true, "val/loss/predict_zero_ratio": true / zero}
+        if size > 1:  # else there is no other caption
+            figures["val/loss/true_minus_shuffled"] = true - wrong
         self.log_dict(figures, batch_size=size, sync_dist=True)
 
     def _errors(

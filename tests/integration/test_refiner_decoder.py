@@ -16,10 +16,11 @@ from sphere_shards import write_sphere_shards
 
 from data_pipeline.contract import linear_to_srgb, unit_cube_frame, view_layout
 from modules.geometry.corruption import Corruption
-from modules.geometry.mesh import ColoredMesh, is_watertight, load_mesh, save_mesh
+from modules.geometry.mesh import ColoredMesh, load_mesh, save_mesh
 from modules.geometry.rasterize import render_mesh
 from modules.metrics.appearance import compare_with_views
 from modules.metrics.geometry import MeshSurface, compare_surfaces
+from modules.metrics.mesh_quality import mesh_quality
 from modules.networks.refiner import Refiner
 from modules.pipelines.reconstruction import Reconstructor
 from modules.systems.refiner_decoder import RefinerDecoderSystem
@@ -61,9 +62,11 @@ def test_two_steps_of_training_export_a_refiner_that_rebuilds_a_valid_glb(tmp_pa
     )
     images, hit = images_of(sphere, 48)
     mesh = reconstruct(images, ORTHO6, hit, grid=48, texture_px=128)
-    assert is_watertight(mesh.vertices, mesh.faces)
     assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.4).max() < 0.01
     save_mesh(mesh, tmp_path / "sphere.glb")
+    loaded = load_mesh(tmp_path / "sphere.glb")
+    quality = mesh_quality(loaded.vertices, loaded.faces)
+    assert quality["watertight"] == quality["manifold"] == 1.0
     assert khronos_errors(tmp_path / "sphere.glb") == {"sphere.glb": []}
 
 
@@ -166,7 +169,7 @@ def test_real_assets_are_rebuilt_from_true_images():
         asset = asset.transformed(frame)
         images, hit = images_of(asset, 128)
         mesh = Reconstructor.classical()(images, ORTHO6, hit, grid=128)
-        assert is_watertight(mesh.vertices, mesh.faces), path.name
+        assert mesh_quality(mesh.vertices, mesh.faces)["watertight"] == 1.0, path.name
         surfaces = [MeshSurface(each.vertices, each.faces) for each in (mesh, asset)]
         scores.append(compare_surfaces(*surfaces, num_samples=20_000)["f_score_0.02"])
         rgb = np.moveaxis(images[0].numpy().astype(np.float64), 1, -1) / 2.0 + 0.5

@@ -61,6 +61,23 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(shards, tmp_
     assert "reached already" in third.stdout
 
 
+def test_ctrl_c_ends_in_one_line_and_the_code_of_an_interruption(shards, tmp_path):
+    process = subprocess.Popen(
+        command(shards, tmp_path, "trainer.max_steps=100000"),
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run/checkpoints").glob("step-*.ckpt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("error: interrupted")
+    assert "Traceback" not in said
+
+
 def test_wrong_input_ends_in_one_line_and_writes_nothing(shards, tmp_path):
     cases = {
         "holds no manifest.json": (tmp_path / "absent", ()),

@@ -9,12 +9,12 @@ import trimesh
 from data_pipeline.contract import SourceFrame, UserError
 from modules.geometry.mesh import (
     TexturedMesh,
-    is_watertight,
     load_mesh,
     sample_texture,
     save_mesh,
     smooth_normals,
 )
+from modules.metrics.mesh_quality import mesh_quality
 
 
 def quadrants(half: int = 2) -> np.ndarray:
@@ -118,8 +118,19 @@ def test_normals_are_equal_on_both_sides_of_a_texture_seam():
     faces = np.arange(len(vertices)).reshape(-1, 3)
     normals = smooth_normals(vertices, faces)
     assert (normals * vertices).sum(axis=1).min() > 0.999
-    assert is_watertight(vertices, faces)
-    assert not is_watertight(vertices, faces[1:])
+
+
+def test_a_mesh_far_from_its_files_origin_stays_watertight_in_a_glb(tmp_path: Path):
+    sphere = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
+    uv = np.full((len(sphere.vertices), 2), 0.5, np.float32)
+    vertices = np.asarray(sphere.vertices.astype(np.float32), np.float64)
+    mesh = TexturedMesh(vertices, np.asarray(sphere.faces, np.int64), uv, quadrants())
+    frame = SourceFrame(scale=20.0, offset=(-2e6, 3.0, 1e7))
+    save_mesh(mesh, tmp_path / "far.glb", frame)
+    loaded = load_mesh(tmp_path / "far.glb")
+    quality = mesh_quality(loaded.vertices, loaded.faces)
+    assert quality["watertight"] == quality["manifold"] == 1.0
+    np.testing.assert_allclose(loaded.vertices, frame.to_source(vertices), rtol=1e-12, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,16 @@ def test_quality_welds_texture_seams_and_counts_faults():
     assert mesh_quality(*apart)["components"] == 2.0
 
 
+def test_two_bodies_that_touch_at_a_vertex_or_an_edge_are_not_manifold():
+    box = trimesh.creation.box()
+    faces = np.concatenate([box.faces, box.faces + 8])
+    for shift, pinched, tangled in (([1, 1, 1], 1, 0), ([1, 1, 0], 0, 1)):
+        quality = mesh_quality(np.concatenate([box.vertices, box.vertices + shift]), faces)
+        assert (quality["pinched_vertices"], quality["tangled_edges"]) == (pinched, tangled)
+        assert quality["border_edges"] == quality["manifold"] == 0.0
+    assert mesh_quality(box.vertices, np.asarray(box.faces))["pinched_vertices"] == 0.0
+
+
 def test_a_failed_pair_enters_the_summary_at_its_worst():
     options = ScoringOptions(num_samples=2000, num_views=1, resolution_px=32)
     mesh = plain(sphere(), (90, 90, 90))
