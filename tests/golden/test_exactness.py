@@ -26,7 +26,8 @@ def test_passes_are_exact_before_they_are_stored(samples, uid):
     figures = samples[uid].meta["qa"]
     assert figures["reprojection_px"] <= 0.01
     assert figures["depth_error"] <= 1e-4  # Blender's own depth against `depth_of_coord`
-    assert figures["flags"] == []
+    # Two of the scenes have no material: one grey, and nothing else is to be said about them.
+    assert figures["flags"] == (["single_colour"] if uid in ("sphere", "skewed") else [])
 
 
 def test_positions_of_all_views_lie_on_one_surface(samples):
