@@ -134,10 +134,7 @@ def render_rgb(assets: list[Asset], spec: RenderSpec) -> list[NDArray[np.uint8]]
     with tempfile.TemporaryDirectory() as folder:
         render_assets(assets, Path(folder) / "out", spec, workers=1)
         staging = Staging(Path(folder) / "out")
-        return [
-            decode_views((staging.sample_dir(a.uid) / "rgb.png").read_bytes(), len(spec.lightings))
-            for a in assets
-        ]
+        return [decode_views(staging.read(a.uid)["rgb.png"], len(spec.lightings)) for a in assets]
 
 
 def psnr(few: NDArray[np.uint8], many: NDArray[np.uint8]) -> float:

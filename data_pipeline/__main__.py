@@ -4,14 +4,17 @@ import sys
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import USAGE_ERROR, run
 from data_pipeline.contract import RenderSpec, UserError
-from data_pipeline.inspection import inspect_sample, print_stats
+from data_pipeline.duplicates.command import of_files, of_samples, report
+from data_pipeline.inspection import inspect_sample
 from data_pipeline.render.command import render_assets
+from data_pipeline.render.options import RenderOptions
 from data_pipeline.shards.manifest import verify_shards
 from data_pipeline.shards.pack import pack_samples
+from data_pipeline.stats.command import print_stats
 
 
 def render(config: DictConfig) -> None:
@@ -19,7 +22,7 @@ def render(config: DictConfig) -> None:
     staging = Path(config.out)
     assets = instantiate(config.source).assets()
     spec = RenderSpec.from_mapping(config)
-    how = {key: config[key] for key in ("workers", "timeout_s", "retry", "blender_python")}
+    how = {key: config[key] for key in RenderOptions.__dataclass_fields__}
     summary = render_assets(assets, staging, spec, **how)
     print(f"{staging}: {summary}")
 
@@ -41,7 +44,8 @@ def verify(config: DictConfig) -> None:
 
 def stats(config: DictConfig) -> None:
     """Print how many assets of a staging folder are done, and why the others failed."""
-    print_stats(Path(config.out), config.format)
+    html = None if config.html is None else Path(config.html)
+    print_stats(Path(config.out), config.format, html)
 
 
 def inspect(config: DictConfig) -> None:
@@ -51,12 +55,23 @@ def inspect(config: DictConfig) -> None:
     )
 
 
+def duplicates(config: DictConfig) -> None:
+    """Find copies and variants: among samples (out=), or identical files of a source."""
+    if OmegaConf.is_missing(config, "out"):
+        found = of_files(instantiate(config.source).assets())
+    else:
+        found = of_samples(Path(config.out))
+    groups, drop = (None if path is None else Path(path) for path in (config.groups, config.drop))
+    report(found, config.format, groups, drop)
+
+
 COMMANDS = {
     "render": render,
     "pack": pack,
     "verify": verify,
     "stats": stats,
     "inspect": inspect,
+    "duplicates": duplicates,
 }
 
 

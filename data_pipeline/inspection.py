@@ -1,7 +1,6 @@
-"""Look into staging folders and shards: counts by state, one sample's metadata and views."""
+"""Look into shards: one sample's metadata and views."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -10,29 +9,6 @@ import numpy as np
 from data_pipeline.codec import decode_views
 from data_pipeline.contract import UserError
 from data_pipeline.shards.manifest import ShardSet
-from data_pipeline.staging import Staging
-
-
-def print_stats(staging_root: Path, style: str) -> None:
-    """Print the states of a staging folder's assets as a table or as one json object."""
-    if style not in ("text", "json"):
-        raise UserError(f"format={style} is not known: choose text or json")
-    if not staging_root.is_dir():
-        raise UserError(f"{staging_root} is no staging folder: render into it first")
-    staging = Staging(staging_root)
-    states = {uid: "done" for uid in staging.done_uids()}
-    states |= {uid: record["reason"] for uid, record in staging.failures().items()}
-    failed = Counter(state for state in states.values() if state != "done")
-    num_done = len(states) - sum(failed.values())
-    if style == "json":
-        print(
-            json.dumps({"total": len(states), "done": num_done, "failed": failed, "assets": states})
-        )
-        return
-    print(f"{'total':12}{len(states):8}\n{'done':12}{num_done:8}")
-    for reason, count in failed.most_common():
-        uids = [uid for uid, state in states.items() if state == reason]
-        print(f"{reason:12}{count:8}   {', '.join(uids[:5])}{', ...' if count > 5 else ''}")
 
 
 def inspect_sample(shards: Path, uid: str | None, png: Path | None) -> None:

@@ -37,8 +37,7 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     name = f"render-{render['config_hash']}"
     with ShardWriter(shards, name, samples_per_shard) as writer:
         for uid in tqdm(uids, desc="pack", unit="sample", delay=2):
-            folder = staging.sample_dir(uid)
-            members = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+            members = staging.read(uid)
             meta = json.loads(members["meta.json"])
             check_meta(meta)
             if meta["config_hash"] != render["config_hash"]:

@@ -30,4 +30,4 @@ def samples(request, tmp_path_factory) -> dict[str, Sample]:
     summary = render_assets(assets, root / "staging", spec, workers=1)
     assert summary.failures == {}
     staging = Staging(root / "staging")
-    return {asset.uid: read_sample(staging.sample_dir(asset.uid)) for asset in assets}
+    return {asset.uid: read_sample(staging.read(asset.uid)) for asset in assets}

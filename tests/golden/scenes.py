@@ -1,5 +1,6 @@
 """Golden scenes: what is rendered, and what must come out, written out from docs/conventions.md."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ class Sample:
         return [camera.name for camera in self.cameras].index(name)
 
 
-def read_sample(folder: Path) -> Sample:
-    meta = json.loads((folder / "meta.json").read_text())
+def read_sample(members: dict[str, bytes]) -> Sample:
+    meta = json.loads(members["meta.json"])
     check_meta(meta)
     cameras = [
         Camera(**camera | {"camera_to_world": tuple(map(tuple, camera["camera_to_world"]))})
@@ -49,9 +50,9 @@ def read_sample(folder: Path) -> Sample:
     ]
 
     def views(name: str) -> NDArray:
-        return decode_views((folder / name).read_bytes(), len(cameras))
+        return decode_views(members[name], len(cameras))
 
-    with np.load(folder / "geometry.npz") as arrays:
+    with np.load(io.BytesIO(members["geometry.npz"])) as arrays:
         geometry = dict(arrays)
     return Sample(
         meta, cameras, views("rgb.png"), decode_normal(views("normal.png")),

@@ -127,7 +127,7 @@ def test_a_killed_demo_goes_on_and_ends_with_a_report_and_valid_meshes(tmp_path)
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     assert process.wait() == 130
-    rendered = {path: path.stat().st_mtime_ns for path in folder.glob("staging/**/meta.json")}
+    rendered = {path: path.stat().st_mtime_ns for path in folder.glob("staging/samples/*/*.tar")}
     result = run(f"run_dir={folder}", "short=true")
     assert result.returncode == 0, result.stderr
     assert rendered == {path: path.stat().st_mtime_ns for path in rendered}

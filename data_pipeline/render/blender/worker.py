@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ class Stopwatch:
 
 def render_asset(
     job: dict[str, Any], spec: RenderSpec, config_hash: str, threads: int, watch: Stopwatch
-) -> None:
-    """Write the sample of one asset into the folder `job["folder"]`.
+) -> dict[str, Any]:
+    """Write the sample of one asset into the folder `job["folder"]` and return its metadata.
 
     Args:
         job: `uid`, `path`, `folder`, `captions`, `licence`, `author`, `source`, `attributes`.
@@ -93,7 +93,11 @@ def render_asset(
         passes = render_views(spec, job["uid"], surface.box, folder)
         views = encode_passes(passes, spec.resolution_px, surface.face_normals)
         figures = summarise(views.figures, missing)
-        flags = judge(figures, spec.qa)
+        try:
+            flags = judge(figures, spec.qa)
+        except AssetFailure:
+            (folder / "rgb.png").write_bytes(encode_views(views.rgb))  # for the page of `stats`
+            raise
     watch.seconds["cycles"] = round(views.cycles_seconds, 4)
     with watch.stage("geometry"):
         geometry = sample_geometry(surface, spec, seed)
@@ -122,6 +126,7 @@ def render_asset(
             "qa": figures | geometry.qa | {"flags": flags},
         }
         _write(folder, meta, views, geometry)
+    return meta
 
 
 def _write(folder: Path, meta: dict[str, Any], views: Views, geometry: Geometry) -> None:
@@ -148,19 +153,36 @@ def _counts(parts: list[MeshPart]) -> dict[str, int]:
     }
 
 
+def _reset_peak_memory() -> None:
+    """Have Linux count this process's peak memory from now on."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Return the peak memory since the reset, where Linux tells; else since the start."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the reply to one request; every failure has a class and a line."""
     watch = Stopwatch()
     start, cpu_start = time.perf_counter(), time.process_time()
+    _reset_peak_memory()
     reply: dict[str, Any] = {"uid": job["uid"], "reason": None, "message": ""}
     try:
-        render_asset(
+        meta = render_asset(
             job,
             RenderSpec.from_mapping(settings["spec"]),
             settings["config_hash"],
             settings["threads"],
             watch,
         )
+        reply |= {"device": meta["device"], "input_sha256": meta["source"]["sha256"]}
     except AssetFailure as failure:
         reply |= {"reason": failure.reason, "message": failure.message}
     except MemoryError:
@@ -171,8 +193,7 @@ def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         reply |= {"reason": "crash", "message": line[:500]}
     watch.seconds["total"] = round(time.perf_counter() - start, 4)
     watch.seconds["cpu"] = round(time.process_time() - cpu_start, 4)
-    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return reply | {"seconds": watch.seconds, "rss_mb": round(rss_mb, 1)}
+    return reply | {"seconds": watch.seconds, "rss_mb": round(_peak_memory_mb(), 1)}
 
 
 def _die_with_parent(parent: int) -> None:
