@@ -235,7 +235,7 @@ from data_pipeline.render.command import render_assets
 from data_pipeline.sources import Asset
 root, names, spec, how = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
 assets = [Asset(uid=f"{n}_glb", path=root / f"{n}.glb", captions=("a thing",)) for n in names]
-print(render_assets(assets, root / "out", RenderSpec.from_mapping(spec), **json.loads(how)))
+print(render_assets(assets, root / "out", RenderSpec(**spec), **json.loads(how)))
 """
 
 
