@@ -24,15 +24,14 @@ class Rendered:
     failures: dict[str, dict[str, Any]]
 
     def meta(self, uid: str) -> dict[str, Any]:
-        return json.loads((self.staging.sample_dir(uid) / "meta.json").read_text())
+        return json.loads(self.staging.read(uid)["meta.json"])
 
     def views(self, uid: str, name: str) -> NDArray[Any]:
         """Return a member's views, normals and coords decoded."""
         meta = self.meta(uid)
         lit = [light for light in meta["lightings"] if light != "albedo"]
         count = len(lit) if name == "albedo" else len(meta["cameras"])
-        path = self.staging.sample_dir(uid) / f"{name}.png"
-        views = decode_views(path.read_bytes(), count)
+        views = decode_views(self.staging.read(uid)[f"{name}.png"], count)
         return {"normal": decode_normal, "coord": decode_coord}.get(name, lambda v: v)(views)
 
     def over_white(self, uid: str) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ def test_lit_views_keep_their_albedo_and_every_geometric_pass(glb, tmp_path):
     solid &= lit.views("a", "rgb")[..., 3] == 255
     difference = lit.views("a", "albedo").astype(int) - plain.views("a", "rgb")[..., :3]
     assert np.quantile(np.abs(difference)[solid], 0.97) <= 1
-    assert not (plain.staging.sample_dir("a") / "albedo.png").exists()
+    assert "albedo.png" not in plain.staging.read("a")
     # Each side gets light: no view is black, and no two sides are lit alike.
     means = [view[mask].mean() for view, mask in zip(lit.over_white("a"), solid, strict=True)]
     assert min(means) > 20
@@ -108,4 +108,4 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_a_cpu_run(glb, tmp_path, 
     spec = dataclasses.replace(SMALL, device="hip")
     with pytest.raises(UserError, match="device=hip: Cycles finds no such GPU"):
         render({"a": glb}, tmp_path / "out", spec)
-    assert not (tmp_path / "out" / "samples").exists()
+    assert not list((tmp_path / "out").glob("samples/*"))
