@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
+from tiny_autoencoder import TinyDC
 
 from data_pipeline.contract import UserError
 from modules.latents.cache import encode_set, measure_spec, read_cache
@@ -12,17 +13,7 @@ from modules.latents.codec import LatentCodec, load_autoencoder, pack, unpack
 from modules.latents.spec import LatentSpec, fingerprint
 
 AUTOENCODERS = {
-    "dc": lambda: AutoencoderDC(
-        latent_channels=6,
-        encoder_block_out_channels=(16, 16, 64),
-        decoder_block_out_channels=(16, 16, 64),
-        encoder_layers_per_block=(0, 1, 0),
-        decoder_layers_per_block=(0, 1, 0),
-        encoder_qkv_multiscales=((), (), ()),
-        decoder_qkv_multiscales=((), (), ()),
-        encoder_out_shortcut=False,
-        decoder_in_shortcut=False,
-    ),
+    "dc": TinyDC,
     "kl": lambda: AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
