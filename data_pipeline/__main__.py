@@ -1,17 +1,24 @@
 """python -m data_pipeline COMMAND key=value ...: assets to verified shards."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import USAGE_ERROR, run
 from data_pipeline.contract import RenderSpec, UserError
-from data_pipeline.inspection import inspect_sample, print_stats
+from data_pipeline.duplicates.command import of_files, of_samples, report
+from data_pipeline.inspection import inspect_shards
 from data_pipeline.render.command import render_assets
-from data_pipeline.shards.manifest import verify_shards
+from data_pipeline.render.options import RenderOptions
 from data_pipeline.shards.pack import pack_samples
+from data_pipeline.shards.repair import repair_shards
+from data_pipeline.shards.rerender import rerender
+from data_pipeline.shards.verify import report_faults, verify_shards
+from data_pipeline.stats.command import print_stats
 
 
 def render(config: DictConfig) -> None:
@@ -19,7 +26,7 @@ def render(config: DictConfig) -> None:
     staging = Path(config.out)
     assets = instantiate(config.source).assets()
     spec = RenderSpec(**{key: config[key] for key in RenderSpec.__dataclass_fields__})
-    how = {key: config[key] for key in ("workers", "timeout_s", "retry", "blender_python")}
+    how = {key: config[key] for key in RenderOptions.__dataclass_fields__}
     summary = render_assets(assets, staging, spec, **how)
     print(f"{staging}: {summary}")
 
@@ -34,29 +41,52 @@ def verify(config: DictConfig) -> None:
     if config.mode not in ("fast", "full"):
         raise UserError(f"mode={config.mode} is not known: choose fast or full")
     faults = verify_shards(Path(config.shards), config.kind, full=config.mode == "full")
-    if faults:
-        raise UserError(f"{len(faults)} faults in {config.shards}: {'; '.join(faults[:10])}")
+    report_faults(faults, Path(config.shards), config.kind)
     print(f"{config.shards}: sound ({config.mode})")
+
+
+def repair(config: DictConfig) -> None:
+    """Mend damaged shards from the staging folder, and render again what is lost."""
+    staging, shards = Path(config.out), Path(config.shards)
+    how = {key: config[key] for key in RenderOptions.__dataclass_fields__}
+
+    def render_lost(uids: Sequence[str], manifest: dict[str, Any]) -> None:
+        rerender(uids, manifest, staging, lambda: instantiate(config.source).assets(), **how)
+
+    repair_shards(staging, shards, render_lost)
 
 
 def stats(config: DictConfig) -> None:
     """Print how many assets of a staging folder are done, and why the others failed."""
-    print_stats(Path(config.out), config.format)
+    html = None if config.html is None else Path(config.html)
+    print_stats(Path(config.out), config.format, html)
 
 
 def inspect(config: DictConfig) -> None:
-    """Print a sample's metadata and draw its views."""
-    inspect_sample(
+    """Print what a set, a shard or a sample (uid=, png= for its views) holds."""
+    inspect_shards(
         Path(config.shards), config.uid, None if config.png is None else Path(config.png)
     )
+
+
+def duplicates(config: DictConfig) -> None:
+    """Find copies and variants: among samples (out=), or identical files of a source."""
+    if OmegaConf.is_missing(config, "out"):
+        found = of_files(instantiate(config.source).assets())
+    else:
+        found = of_samples(Path(config.out))
+    groups, drop = (None if path is None else Path(path) for path in (config.groups, config.drop))
+    report(found, config.format, groups, drop)
 
 
 COMMANDS = {
     "render": render,
     "pack": pack,
     "verify": verify,
+    "repair": repair,
     "stats": stats,
     "inspect": inspect,
+    "duplicates": duplicates,
 }
 
 

@@ -9,12 +9,27 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_pipeline.cameras import (
+    CUBE_HALF_SIDE,
+    ORTHO6_SCALE,
+    ORTHO_CAMERA_DISTANCE,
+    Camera,
+    look_at_origin,
+    ortho6,
+    pinhole4,
+    random_camera,
+)
+
+__all__ = ["CUBE_HALF_SIDE", "ORTHO6_SCALE", "ORTHO_CAMERA_DISTANCE", "Camera", "look_at_origin"]
+"""Re-exported: a user of samples needs this module alone."""
 
 CONVENTIONS_VERSION = 1
 """Stored with every sample, latent cache and exported model; a mismatch is an error at load."""
@@ -22,17 +37,17 @@ CONVENTIONS_VERSION = 1
 MODALITIES = ("rgb", "normal", "coord")
 """Order of the modality axis `m` in every array."""
 
-CUBE_HALF_SIDE = 0.5
-"""An asset's box is centred at 0 and its longest side is 1: it fits [-0.5, 0.5]^3 (Z up)."""
-
-ORTHO6_SCALE = 1.1
-"""World units that an orthographic image spans, edge to edge."""
-
-ORTHO_CAMERA_DISTANCE = 2.0
-"""Distance of an orthographic camera from the origin; it changes depth only, never the image."""
-
 SAMPLE_MEMBERS = ("coord.png", "geometry.npz", "hit.png", "meta.json", "normal.png", "rgb.png")
 """Members of a sample in a shard, after `{uid}.`; images hold the views stacked top to bottom."""
+
+LIT_MEMBERS = ("albedo.png",)
+"""Members more where views are lit: the base colour of those views (RGB), in their order."""
+
+LIGHTINGS = ("albedo", "studio", "hdri")
+"""Lighting presets. Under `albedo` rgb is the base colour itself, unlit."""
+
+DEVICES = ("cpu", "cuda", "optix", "hip")
+"""What Cycles can render on; `auto` is resolved to one of them before anything is rendered."""
 
 GEOMETRY_ARRAYS = (
     "surface_position",  # n 3  float32, world
@@ -51,152 +66,8 @@ class UserError(Exception):
 
 # ---------------------------------------------------------------------------------------- cameras
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Camera:
-    """One view: where it stands and how it projects.
-
-    Args:
-        name: name of the view within its layout, such as `az090`.
-        camera_to_world: 4x4, row-major; the camera looks along its -Z with +Y up.
-        projection: `orthographic` or `perspective`.
-        ortho_scale: world units across the image; orthographic only.
-        fov_deg: angle across the image, edge to edge; perspective only.
-    """
-
-    name: str
-    camera_to_world: Sequence[Sequence[float]]
-    projection: Literal["orthographic", "perspective"] = "orthographic"
-    ortho_scale: float | None = None
-    fov_deg: float | None = None
-
-    def __post_init__(self) -> None:
-        matrix = np.asarray(self.camera_to_world, dtype=np.float64)
-        if matrix.shape != (4, 4):
-            raise ValueError(f"camera {self.name}: camera_to_world is {matrix.shape}, not (4, 4)")
-        if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-6):
-            raise ValueError(
-                f"camera {self.name}: the rotation of camera_to_world is not a rotation"
-            )
-        needed = {"orthographic": self.ortho_scale, "perspective": self.fov_deg}
-        if self.projection not in needed:
-            raise ValueError(f"camera {self.name}: unknown projection {self.projection!r}")
-        if needed[self.projection] is None:
-            key = "ortho_scale" if self.projection == "orthographic" else "fov_deg"
-            raise ValueError(f"camera {self.name}: a {self.projection} camera needs {key}")
-        object.__setattr__(
-            self, "camera_to_world", tuple(tuple(float(x) for x in row) for row in matrix)
-        )
-
-    @property
-    def matrix(self) -> NDArray[np.float64]:
-        """camera_to_world as a fresh 4x4 float64 array."""
-        return np.asarray(self.camera_to_world, dtype=np.float64)
-
-    def rays(self, resolution_px: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the world rays through all pixel centres.
-
-        Args:
-            resolution_px: side of the square image.
-
-        Returns:
-            Origins and unit directions, each `(h, w, 3)`; pixel (0, 0) is top left and its centre
-            lies at (0.5, 0.5).
-        """
-        centre = (np.arange(resolution_px) + 0.5) / resolution_px * 2.0 - 1.0
-        x, y = np.meshgrid(centre, -centre)
-        matrix = self.matrix
-        right, up, back, eye = (matrix[:3, i] for i in range(4))
-        if self.projection == "orthographic":
-            assert self.ortho_scale is not None
-            half = self.ortho_scale / 2.0
-            origins = eye + half * (x[..., None] * right + y[..., None] * up)
-            return origins, np.broadcast_to(-back, origins.shape).copy()
-        assert self.fov_deg is not None
-        half = math.tan(math.radians(self.fov_deg) / 2.0)
-        directions = half * (x[..., None] * right + y[..., None] * up) - back
-        directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-        return np.broadcast_to(eye, directions.shape).copy(), directions
-
-    def project(
-        self, points: NDArray[np.floating], resolution_px: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Project world points to pixels.
-
-        Args:
-            points: `(..., 3)`, world.
-            resolution_px: side of the square image.
-
-        Returns:
-            Pixel coordinates `(..., 2)` as (x right, y down), and depth `(...)` along the viewing
-            axis, in world units, positive in front of the camera.
-        """
-        matrix = self.matrix
-        local = (np.asarray(points, dtype=np.float64) - matrix[:3, 3]) @ matrix[:3, :3]
-        depth = -local[..., 2]
-        if self.projection == "orthographic":
-            assert self.ortho_scale is not None
-            plane = local[..., :2] / (self.ortho_scale / 2.0)
-        else:
-            assert self.fov_deg is not None
-            plane = local[..., :2] / (math.tan(math.radians(self.fov_deg) / 2.0) * depth[..., None])
-        pixels = np.stack([plane[..., 0] + 1.0, 1.0 - plane[..., 1]], axis=-1) / 2.0 * resolution_px
-        return pixels, depth
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary; `Camera(**it)` gives the camera back."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-def look_at_origin(
-    azimuth_deg: float, elevation_deg: float, distance: float
-) -> tuple[tuple[float, ...], ...]:
-    """Return camera_to_world of a camera that looks at the origin.
-
-    Azimuth 0 stands at -Y and looks along +Y; it grows counter-clockwise seen from +Z, so 90 stands
-    at +X. At elevation 90 the image's up is +Y, at -90 it is -Y (for azimuth 0).
-    """
-    azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
-    horizontal = np.array([math.sin(azimuth), -math.cos(azimuth), 0.0])
-    back = math.cos(elevation) * horizontal + np.array([0.0, 0.0, math.sin(elevation)])
-    right = np.array([math.cos(azimuth), math.sin(azimuth), 0.0])
-    up = np.cross(back, right)
-    matrix = np.eye(4)
-    matrix[:3, :4] = np.stack([right, up, back, distance * back], axis=1)
-    matrix = np.round(matrix, 15) + 0.0  # exact zeros for the axis-aligned views, and no -0.0
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-def _ortho6() -> tuple[Camera, ...]:
-    angles = {f"az{azimuth:03d}": (azimuth, 0) for azimuth in (0, 90, 180, 270)}
-    angles |= {"top": (0, 90), "bottom": (0, -90)}
-    return tuple(
-        Camera(
-            name=name,
-            camera_to_world=look_at_origin(azimuth, elevation, ORTHO_CAMERA_DISTANCE),
-            projection="orthographic",
-            ortho_scale=ORTHO6_SCALE,
-        )
-        for name, (azimuth, elevation) in angles.items()
-    )
-
-
-def _pinhole4() -> tuple[Camera, ...]:
-    fov_deg = 30.0
-    distance = math.sqrt(3.0) * CUBE_HALF_SIDE / math.sin(math.radians(fov_deg) / 2.0)
-    return tuple(
-        Camera(
-            name=f"az{azimuth:03d}",
-            camera_to_world=look_at_origin(azimuth, 5.0, distance),
-            projection="perspective",
-            fov_deg=fov_deg,
-        )
-        for azimuth in (0, 90, 180, 270)
-    )
-
-
-VIEW_LAYOUTS = {"ortho6": _ortho6(), "pinhole4": _pinhole4()}
-"""View layouts by name: the cameras in storage order."""
+VIEW_LAYOUTS = {"ortho6": ortho6(), "pinhole4": pinhole4(), "random": ()}
+"""View layouts by name: the cameras in storage order. `random` has none but the random views."""
 
 
 def view_layout(name: str) -> tuple[Camera, ...]:
@@ -232,6 +103,20 @@ def encode_coord(position: NDArray[np.floating]) -> NDArray[np.uint16]:
 def decode_coord(code: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Decode `encode_coord` to world positions."""
     return (code.astype(np.float64) / 65535.0 - CUBE_HALF_SIDE).astype(np.float32)
+
+
+def depth_of_coord(camera: Camera, coord: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the depth of world positions: why samples hold no depth images.
+
+    Args:
+        camera: of the view.
+        coord: `(..., 3)`, world positions, meaningful where `hit`.
+
+    Returns:
+        `(...)`, world units along the viewing axis (not along the ray), positive in front.
+    """
+    matrix = camera.matrix
+    return (matrix[:3, 3] - np.asarray(coord, dtype=np.float64)) @ matrix[:3, 2]
 
 
 def srgb_to_linear(srgb: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -281,56 +166,148 @@ def unit_cube_frame(low: NDArray[np.floating], high: NDArray[np.floating]) -> So
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QaLimits:
+    """What a sound sample may measure at most (least, for `min_`); `render/quality.py` measures.
+
+    Beyond one of the first four the asset fails; beyond another its sample keeps a flag.
+    """
+
+    min_hit_share: float = 2e-4  #      blank: share of pixels hit in the view that shows most
+    max_border_share: float = 0.0  #    clipped: share of a view's border pixels that are covered
+    max_abs_coord: float = 0.501  #     clipped: the cube, and what float32 costs
+    max_missing_textures: int = 0  #    missing_texture: images that materials use and lack
+    min_colour_spread: float = 2.0  #   levels of 255 between darkest and brightest, any channel
+    max_pink_share: float = 0.02  #     magenta pixels: how Cycles shows a missing image
+    max_away_share: float = 0.02  #     normals that look away from the camera
+    max_reprojection_px: float = 0.01  # a position's distance from its own pixel's centre
+    max_normal_angle_deg: float = 25.0  # median, shading normal against the gradient of coord
+    max_flip_share: float = 0.02  #     normals opposed to the gradient of coord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hdri:
+    """Environment images for lighting `hdri`.
+
+    Args:
+        paths: EXR or HDR files, equirectangular; each asset draws one. None: a procedural sky.
+    """
+
+    paths: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", tuple(str(path) for path in self.paths))
+        for path in self.paths:
+            if not Path(path).is_file():
+                raise UserError(f"hdri.paths: no file at {path}")
+
+    def identity(self) -> list[dict[str, str]]:
+        """Return name and SHA-256 of every file: what a config hash may depend on."""
+        return [
+            {"file": Path(p).name, "sha256": hashlib.sha256(Path(p).read_bytes()).hexdigest()}
+            for p in self.paths
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSpec:
     """Everything, besides the asset, that changes a rendered sample.
 
     Args:
         layout: name of the view layout.
+        random_views: perspective views more, of random pose and field of view, after the layout's.
         resolution_px: side of each view's square image.
         samples: anti-aliasing samples of the rgb pass; the other passes take exactly one.
-        lighting: `albedo` (base colour, unlit).
+        lighting: `albedo` (base colour, unlit), `studio` (three area lights) or `hdri` (a sky).
+        random_lighting: of the random views; None: as `lighting`. Under `hdri` each random view
+            draws a sky of its own, while the layout's views share one.
+        bounces: of light between surfaces, in lit views.
+        hdri: environment images.
+        device: `cpu`, `cuda`, `optix`, `hip`, or `auto`: a GPU where Blender finds one.
         surface_points: points in `geometry.npz` sampled on the surface, by area.
         sdf_points: points in `geometry.npz` with a signed distance.
         seed: mixed with the uid into each asset's own seed.
+        qa: limits of the quality figures.
     """
 
     layout: str = "ortho6"
+    random_views: int = 0
     resolution_px: int = 512
     samples: int = 16
     lighting: str = "albedo"
+    random_lighting: str | None = None
+    bounces: int = 1
+    hdri: Hdri = field(default_factory=Hdri)
+    device: str = "cpu"
     surface_points: int = 16384
     sdf_points: int = 16384
     seed: int = 0
+    qa: QaLimits = field(default_factory=QaLimits)
 
     def __post_init__(self) -> None:
+        for name, kind in (("hdri", Hdri), ("qa", QaLimits)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):  # from a config file, or from JSON
+                object.__setattr__(self, name, kind(**cast(dict[str, Any], value)))
         view_layout(self.layout)
         if self.resolution_px < 16 or self.resolution_px % 8:
             raise UserError(
                 f"resolution_px={self.resolution_px} must be a multiple of 8 and at least 16: "
                 "the image autoencoders shrink images 8 times"
             )
-        if self.lighting not in ("albedo",):
-            raise UserError(f"lighting={self.lighting!r} is not known: choose albedo")
-        for key in ("samples", "surface_points", "sdf_points"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        for key in ("lighting", "random_lighting"):
+            if getattr(self, key) not in (*LIGHTINGS, *((None,) if key != "lighting" else ())):
+                raise UserError(
+                    f"{key}={getattr(self, key)!r} is not known: choose {', '.join(LIGHTINGS)}"
+                )
+        if self.device not in ("auto", *DEVICES):
+            raise UserError(f"device={self.device} is not known: auto, {', '.join(DEVICES)}")
+        for key, least in (
+            ("samples", 1), ("surface_points", 1), ("sdf_points", 1), ("random_views", 0),
+            ("bounces", 0),
+        ):  # fmt: skip
+            if getattr(self, key) < least:
+                raise UserError(f"{key}={getattr(self, key)} must be at least {least}")
+        if not self.lightings:
+            raise UserError("layout=random has no views of its own: give random_views=N as well")
 
     @property
-    def cameras(self) -> tuple[Camera, ...]:
-        """The layout's cameras in storage order."""
-        return view_layout(self.layout)
+    def lightings(self) -> tuple[str, ...]:
+        """The lighting of every view in storage order."""
+        base = (self.lighting,) * len(view_layout(self.layout))
+        return base + (self.random_lighting or self.lighting,) * self.random_views
+
+    def cameras(self, uid: str) -> tuple[Camera, ...]:
+        """Return the cameras of one asset in storage order: the layout's, then the random ones."""
+        rng = np.random.default_rng([1, self.asset_seed(uid)])
+        extra = tuple(random_camera(f"random{i:02d}", rng) for i in range(self.random_views))
+        return view_layout(self.layout) + extra
 
     def asset_seed(self, uid: str) -> int:
         """Return the seed of one asset, a function of its uid and this spec's seed alone."""
         digest = hashlib.sha256(f"{self.seed}:{uid}".encode()).digest()
         return int.from_bytes(digest[:8], "little")
 
-    def config_hash(self, blender_version: str, renderer_version: str) -> str:
-        """Return 16 hex digits that name everything that changes pixels.
+    def light_seeds(self, uid: str) -> tuple[int, ...]:
+        """Return the seeds of the views' lights: the layout's share one, random views do not."""
+        seed = self.asset_seed(uid)
+        num_base = len(view_layout(self.layout))
+        return (seed,) * num_base + tuple((seed + i + 1) % 2**64 for i in range(self.random_views))
 
-        Sets of different hashes never mix.
+    def identity(self) -> dict[str, Any]:
+        """Return the spec as plain JSON values that name no path of this machine."""
+        return asdict(self) | {"hdri": self.hdri.identity()}
+
+    def config_hash(self, blender_version: str, renderer_version: str) -> str:
+        """Return 16 hex digits that name everything that changes a sample.
+
+        Sets of different hashes never mix. The kind of device counts: GPUs round otherwise.
+
+        Raises:
+            ValueError: the device is still `auto`.
         """
-        content = asdict(self) | {
+        if self.device == "auto":
+            raise ValueError("resolve device=auto first")
+        content = self.identity() | {
             "conventions": CONVENTIONS_VERSION,
             "blender": blender_version,
             "renderer": renderer_version,
@@ -355,8 +332,8 @@ def make_uid(name: str) -> str:
 
 
 META_KEYS = (
-    "uid", "source", "licence", "author", "captions", "scale", "offset", "cameras", "conventions",
-    "config_hash", "render_spec", "blender", "device", "counts", "qa",
+    "uid", "source", "licence", "author", "captions", "scale", "offset", "cameras", "lightings",
+    "conventions", "config_hash", "render_spec", "blender", "device", "counts", "qa",
 )  # fmt: skip
 """Keys of `meta.json`: only what is a function of asset and config, never times or hosts."""
 

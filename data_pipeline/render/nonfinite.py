@@ -4,14 +4,15 @@ Covers what can be read without an importer: glTF (but for compressed meshes) an
 importers are told not to mend, see `blender.scene`.
 """
 
-import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.render.checks.gltf_document import read_document
 from data_pipeline.render.failures import AssetFailure
 
 FLOAT32 = 5126
@@ -29,43 +30,40 @@ def check_finite(path: Path) -> None:
 
     A file too damaged to be read here passes: the importer has its own word for it.
     """
-    content = path.read_bytes()
-    read = {".glb": _glb_positions, ".ply": _ply_positions}.get(path.suffix.lower())
+    read = {".glb": _gltf_positions, ".gltf": _gltf_positions, ".ply": _ply_positions}.get(
+        path.suffix.lower()
+    )
     if read is None:
         return
     try:
-        positions = read(content)
+        num_bad = sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in read(path))
     except (ValueError, KeyError, IndexError, TypeError, struct.error):
         return
-    for values in positions:
-        num_bad = int((~np.isfinite(values)).any(axis=1).sum())
-        if num_bad:
-            raise AssetFailure("nonfinite", f"{num_bad} vertices are NaN or infinite")
+    if num_bad:
+        raise AssetFailure("nonfinite", f"{num_bad} vertices are NaN or infinite")
 
 
-def _glb_positions(content: bytes) -> list[NDArray[Any]]:
-    """Return the float positions of every primitive of a GLB, `(n, 3)` each."""
-    json_length = struct.unpack_from("<I", content, 12)[0]
-    document = json.loads(content[20 : 20 + json_length])
-    binary = content[20 + json_length + 8 :]
-    positions = []
-    for mesh in document.get("meshes", ()):
-        for primitive in mesh["primitives"]:
-            accessor = document["accessors"][primitive["attributes"]["POSITION"]]
-            if accessor["componentType"] != FLOAT32 or "bufferView" not in accessor:
-                continue  # quantised (always finite), or compressed
-            view = document["bufferViews"][accessor["bufferView"]]
-            if view["buffer"] != 0 or "uri" in document["buffers"][0]:
-                continue
-            start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-            shape, stride = (accessor["count"], 3), view.get("byteStride", 12)
-            positions.append(np.ndarray(shape, "<f4", binary, start, (stride, 4)))
-    return positions
+def _gltf_positions(path: Path) -> Iterator[NDArray[Any]]:
+    """Yield the float positions of every primitive, `(n, 3)` each."""
+    document = read_document(path)
+    accessors, views = document.table("accessors"), document.table("bufferViews")
+    used = {
+        primitive["attributes"]["POSITION"]
+        for mesh in document.table("meshes")
+        for primitive in mesh["primitives"]
+    }
+    for accessor in (accessors[index] for index in sorted(used)):
+        if accessor["componentType"] != FLOAT32 or "bufferView" not in accessor:
+            continue  # quantised (always finite), or compressed
+        content = document.read_view(accessor["bufferView"])
+        stride = views[accessor["bufferView"]].get("byteStride", 12)
+        shape, start = (accessor["count"], 3), accessor.get("byteOffset", 0)
+        yield np.ndarray(shape, "<f4", content, start, (stride, 4))
 
 
-def _ply_positions(content: bytes) -> list[NDArray[Any]]:
+def _ply_positions(path: Path) -> list[NDArray[Any]]:
     """Return the positions of a PLY whose first element is `vertex`, without lists."""
-    head, _, body = content.partition(b"end_header\n")
+    head, _, body = path.read_bytes().partition(b"end_header\n")
     lines = [line.split() for line in head.decode("ascii").splitlines()]
     kind = next(line[1] for line in lines if line[0] == "format")
     elements = [index for index, line in enumerate(lines) if line and line[0] == "element"]

@@ -1,29 +1,42 @@
-"""What can be told about a file without Blender: missing, empty, huge, truncated, unsupported."""
+"""What can be told about a file without Blender: missing, empty, huge, truncated, hostile.
 
-import json
-import struct
+Runs in the process that hands out assets, before any worker opens one.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from data_pipeline.render.checks.autodesk import check_fbx
+from data_pipeline.render.checks.collada import check_dae
+from data_pipeline.render.checks.gltf import check_gltf
+from data_pipeline.render.checks.gltf_document import read_document
+from data_pipeline.render.checks.usd import check_usd
+from data_pipeline.render.checks.wavefront import check_obj
 from data_pipeline.render.failures import AssetFailure
+from data_pipeline.render.limits import MAX_BYTES
+from data_pipeline.sources.file_kind import SUFFIXES, WrongContent, check_kind
 
-SUFFIXES = frozenset(
-    {".glb", ".gltf", ".obj", ".fbx", ".ply", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".dae"}
-)
-"""Files that the Blender workers import."""
 
-MAX_BYTES = 1_000_000_000
-"""Larger files would not fit beside others in a worker's memory."""
+def _gltf(path: Path) -> None:
+    check_gltf(read_document(path))
 
-REFUSED_EXTENSIONS = frozenset({"EXT_meshopt_compression", "KHR_texture_basisu"})
-"""glTF extensions that Blender 4.5 cannot read."""
 
-GLB_MAGIC = 0x46546C67
-JSON_CHUNK = 0x4E4F534A
+CHECKS: dict[str, Callable[[Path], None]] = {
+    ".glb": _gltf,
+    ".gltf": _gltf,
+    ".obj": check_obj,
+    ".fbx": check_fbx,
+    ".dae": check_dae,
+    ".usd": check_usd,
+    ".usda": check_usd,
+    ".usdc": check_usd,
+    ".usdz": check_usd,
+}
+"""Check of each suffix; PLY and STL name no other files and hold no images."""
 
 
 def check_file(path: Path) -> None:
-    """Raise AssetFailure if the file cannot become a sample; passing promises nothing yet."""
+    """Raise AssetFailure if the file cannot or must not become a sample; passing is no promise."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise AssetFailure("unsupported", f"files named *{suffix} are not imported")
@@ -31,49 +44,14 @@ def check_file(path: Path) -> None:
         size = path.stat().st_size
         if not path.is_file():
             raise AssetFailure("unreadable", "not a file")
-        if size == 0:
-            raise AssetFailure("unreadable", "the file is empty (0 bytes)")
         if size > MAX_BYTES:
             raise AssetFailure("too_large", f"{size} bytes; at most {MAX_BYTES} are allowed")
-        if suffix == ".glb":
-            _check_gltf(_read_glb_json(path, size))
-        elif suffix == ".gltf":
-            _check_gltf(_parse(path.read_bytes()))
+        check_kind(path)
+        if suffix in CHECKS:
+            CHECKS[suffix](path)
+    except WrongContent as error:
+        raise AssetFailure("unreadable", str(error)) from error
     except OSError as error:
         raise AssetFailure("unreadable", error.strerror or type(error).__name__) from error
-
-
-def _read_glb_json(path: Path, size: int) -> dict[str, Any]:
-    with path.open("rb") as file:
-        header = file.read(20)
-        if len(header) < 20 or struct.unpack_from("<I", header)[0] != GLB_MAGIC:
-            raise AssetFailure("unreadable", "not a GLB file: it does not begin with 'glTF'")
-        _, version, length, json_length, kind = struct.unpack("<IIIII", header)
-        if version != 2:
-            raise AssetFailure("unsupported", f"GLB version {version}; version 2 is imported")
-        if length > size:
-            raise AssetFailure("unreadable", f"truncated: {size} of {length} bytes")
-        if kind != JSON_CHUNK or json_length > length:
-            raise AssetFailure("unreadable", "the GLB's first chunk is not its JSON")
-        return _parse(file.read(json_length))
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(content)
-    except ValueError as error:  # also undecodable bytes
-        raise AssetFailure("unreadable", f"its JSON does not parse: {error}") from error
-    if not isinstance(document, dict):
-        raise AssetFailure("unreadable", "its JSON is no glTF document")
-    return document
-
-
-def _check_gltf(document: dict[str, Any]) -> None:
-    required = document.get("extensionsRequired", ())
-    refused = sorted(REFUSED_EXTENSIONS.intersection(required))
-    if refused:
-        raise AssetFailure(
-            "unsupported", f"requires {', '.join(refused)}, which Blender cannot read"
-        )
-    if not document.get("meshes"):
-        raise AssetFailure("empty", "the file holds no mesh")
+    except (MemoryError, RecursionError) as error:
+        raise AssetFailure("too_large", f"{type(error).__name__} in the check") from error

@@ -1,23 +1,21 @@
 """Assets from the user's own files: a folder, or a list of files."""
 
-import hashlib
 import logging
 import os
-import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.contract import UserError, make_uid
 from data_pipeline.sources import Asset
+from data_pipeline.sources.captions import readable_name
+from data_pipeline.sources.file_kind import SUFFIXES
+from data_pipeline.sources.glob_pattern import compile_glob
+from data_pipeline.sources.selection import check_count, digest, read_uids, spread
 from data_pipeline.sources.table import Row, captions_of, normalise, read_table
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (
-    ".glb", ".gltf", ".obj", ".fbx", ".ply", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".dae",
-)  # fmt: skip
-"""Kinds of file that count as assets, in any case of letters."""
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl")
 """Looked for in the root: columns `file` (its path below the root, or its name) and `caption`."""
@@ -34,8 +32,10 @@ class FolderSource:
     Args:
         root: folder that is searched; with a list, where its files are looked for first.
         list: CSV or JSON Lines file with a column `file` (relative to root or to the list itself)
-            and any of `uid`, `caption`, `captions`, `licence`, `author`, `source`; other columns
-            are left alone.
+            and any of `uid`, `caption`, `captions`, `licence`, `author`, `source` (or `url`); other
+            columns are left alone.
+        glob: only files below root whose path fits, such as `chairs/**/*.glb`; see `compile_glob`.
+        exclude: text file of uids that are left out, one a line.
         count: how many assets; None for all. Those whose hash of seed and uid is smallest are
             taken: a spread over the whole folder, and a larger count keeps those of a smaller one.
         seed: another seed draws others.
@@ -47,15 +47,21 @@ class FolderSource:
         list: str | Path | None = None,
         count: int | None = None,
         seed: int = 0,
+        *,
+        glob: str | None = None,
+        exclude: str | Path | None = None,
     ) -> None:
         if root is None and list is None:
             raise UserError(
                 "source=folder does not know where: give source.root=DIR or source.list=FILE"
             )
-        if count is not None and count < 1:
-            raise UserError(f"source.count={count} of source=folder must be at least 1")
+        check_count(count, "folder")
+        if list is not None and glob is not None:
+            raise UserError("source.glob and source.list exclude each other: give one of them")
         self.root = None if root is None else Path(root)
         self.list_file = None if list is None else Path(list)
+        self.pattern = None if glob is None else compile_glob(glob)
+        self.exclude = None if exclude is None else Path(exclude)
         self.count = count
         self.seed = seed
 
@@ -71,28 +77,30 @@ class FolderSource:
                 f"source.root={self.root} {what}: name the folder that holds the assets"
             )
         found = self._search() if self.list_file is None else self._follow_list(self.list_file)
-        found = _distinct(found)
-        if self.count is not None:
-            if self.count > len(found):
-                log.warning("source.count=%d, but there are only %d assets", self.count, len(found))
-            found = sorted(found, key=lambda pair: _digest(f"{self.seed}:{pair[1].uid}"))[
-                : self.count
-            ]
-        return sorted((asset for _, asset in found), key=lambda asset: asset.uid)
+        assets = _distinct(found)
+        if self.exclude is not None:
+            left_out = read_uids(self.exclude, "source.exclude")
+            assets = [asset for asset in assets if asset.uid not in left_out]
+            if not assets:
+                raise UserError(f"source.exclude={self.exclude} leaves no asset")
+        chosen = spread(assets, self.count, self.seed, lambda asset: asset.uid)
+        return sorted(chosen, key=lambda asset: asset.uid)
 
     def _search(self) -> list[tuple[str, Asset]]:
         """Return (path below the root, asset) of every file of a known kind."""
         assert self.root is not None
         captions = _read_captions(self.root)
         found = []
-        for path in _walk(self.root):
-            relative = normalise(path.relative_to(self.root).as_posix())
-            texts = captions.get(relative) or captions.get(normalise(path.name)) or ()
-            found.append((relative, _asset(path, {"file": relative}, texts)))
+        for relative in _walk(self.root):
+            name = normalise(relative)
+            if self.pattern is None or self.pattern.fullmatch(name):
+                texts = captions.get(name) or captions.get(name.rsplit("/", 1)[-1]) or ()
+                found.append((name, _asset(Path(self.root, relative), {"file": name}, texts)))
         if not found:
             raise UserError(
                 f"source.root={self.root} holds no asset: expected files that end in "
                 f"{', '.join(SUFFIXES)}, there or in folders below"
+                + (" and fit source.glob" if self.pattern else "")
             )
         known = {name for relative, _ in found for name in (relative, relative.rsplit("/", 1)[-1])}
         strays = sorted(set(captions) - known)
@@ -135,13 +143,6 @@ class FolderSource:
         return found
 
 
-def readable_name(stem: str) -> str:
-    """Return a file's stem as a caption: `city_carTaxi-02` gives `city car taxi`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", normalise(stem))
-    words = re.sub(r"[\s_.\-]+", " ", words).strip()
-    return re.sub(r"( \d+)+$", "", words).lower() or stem
-
-
 def _asset(path: Path, row: Row, captions: tuple[str, ...]) -> Asset:
     def text(*columns: str) -> str:
         values = (str(row[column]).strip() for column in columns if row.get(column) is not None)
@@ -154,25 +155,26 @@ def _asset(path: Path, row: Row, captions: tuple[str, ...]) -> Asset:
         captions=captions or (readable_name(path.stem),),
         licence=text("licence", "license"),
         author=text("author"),
-        source=text("source", "source_repo"),
+        source=text("url", "source_url", "source", "source_repo"),
     )
 
 
-def _walk(root: Path) -> list[Path]:
-    """Return the files of a known kind in a fixed order; what is hidden is left out."""
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the files of a known kind, relative to the root; what is hidden is left out.
+
+    The order is fixed: by folder, then by name. Nothing but one folder's names is held.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
-    found = []
     for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [
-            Path(folder, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
-    return sorted(found)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        prefix = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        prefix = "" if prefix == "./" else prefix
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield prefix + name
 
 
 def _resolve(name: str, folders: list[Path]) -> Path | None:
@@ -199,20 +201,16 @@ def _read_captions(root: Path) -> dict[str, tuple[str, ...]]:
     return captions
 
 
-def _distinct(found: list[tuple[str, Asset]]) -> list[tuple[str, Asset]]:
+def _distinct(found: list[tuple[str, Asset]]) -> list[Asset]:
     """Return the assets with a hash of the path added to every uid that several of them share."""
     times = Counter(asset.uid for _, asset in found)
     distinct = [
-        (name, asset)
+        asset
         if times[asset.uid] == 1
-        else (name, replace(asset, uid=f"{asset.uid[:107]}_{_digest(name)[:12]}"))
+        else replace(asset, uid=make_uid(f"{asset.uid[:67]}_{digest(name)[:12]}"))
         for name, asset in found
     ]
-    for uid, number in Counter(asset.uid for _, asset in distinct).items():
+    for uid, number in Counter(asset.uid for asset in distinct).items():
         if number > 1:
             raise UserError(f"{number} assets have the uid {uid}: rename one of their files")
     return distinct
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -62,14 +62,14 @@ class GlbBuilder:
             colours: `(f, 3, 4)`, linear.
             node: keys of the node, such as a translation.
         """
-        attributes = {"POSITION": self._accessor(triangles, "VEC3", bounds=True)}
+        attributes = {"POSITION": self.add_values(triangles, "VEC3", bounds=True)}
         for name, values, kind in (
             ("TEXCOORD_0", uv, "VEC2"),
             ("NORMAL", normals, "VEC3"),
             ("COLOR_0", colours, "VEC4"),
         ):
             if values is not None:
-                attributes[name] = self._accessor(values, kind)
+                attributes[name] = self.add_values(values, kind)
         primitive: dict[str, Any] = {"attributes": attributes}
         if material is not None:
             primitive["material"] = material
@@ -93,11 +93,14 @@ class GlbBuilder:
         self._binary += content + b"\0" * (-len(content) % 4)
         return len(views) - 1
 
-    def _accessor(self, values: NDArray[np.floating], kind: str, *, bounds: bool = False) -> int:
-        rows = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, values.shape[-1])
+    def add_values(
+        self, values: NDArray[Any], kind: str, dtype: type = np.float32, *, bounds: bool = False
+    ) -> int:
+        """Add an accessor of glTF's `kind` (`SCALAR`, `VEC3`, `MAT4`, ...) and return its index."""
+        rows = np.ascontiguousarray(values, dtype=dtype).reshape(-1, values.shape[-1])
         accessor = {
             "bufferView": self._view(rows.tobytes()),
-            "componentType": 5126,
+            "componentType": {np.float32: 5126, np.uint8: 5121}[dtype],
             "count": len(rows),
             "type": kind,
         }

@@ -73,6 +73,7 @@ def members(
     meta = {
         "uid": uid, "source": {}, "licence": "CC0-1.0", "author": "", "captions": list(captions),
         "scale": 1.0, "offset": [0.0, 0.0, 0.0], "cameras": [c.to_json() for c in cameras],
+        "lightings": ["albedo"] * len(cameras),
         "conventions": CONVENTIONS_VERSION, "config_hash": "0" * 16, "render_spec": {},
         "blender": "", "device": "", "counts": {}, "qa": {},
     }  # fmt: skip

@@ -62,9 +62,15 @@ SMALL = (
 )
 
 
+def encode_arguments(out, shards, runs):
+    return [
+        f"shards={shards}", f"autoencoder={runs}/pipeline/autoencoder", f"out={out}", "packing=4",
+        "batch_size=1",
+    ]  # fmt: skip
+
+
 def encode_to(out, shards, runs):
-    arguments = [f"shards={shards}", f"autoencoder={runs}/pipeline/autoencoder", f"out={out}"]
-    encode.main(compose("encode", [*arguments, "packing=4"]))
+    encode.main(compose("encode", encode_arguments(out, shards, runs)))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +125,27 @@ def test_encoding_gives_equal_bytes_twice(runs, shards):
     encode_to(runs / "again", shards, runs)
     for name in ("latents-000000.tar", "manifest.json"):
         assert (runs / "again" / name).read_bytes() == (runs / "latents" / name).read_bytes()
+
+
+def test_an_interrupted_encoding_goes_on_with_the_samples_that_are_left(runs, shards, monkeypatch):
+    original, encoded = encode.encode_packed, []
+
+    def counted(*given):
+        if len(encoded) == 3:  # first time round: what Ctrl-C does in the middle of the fourth
+            encoded.append(None)
+            raise KeyboardInterrupt
+        encoded.append(None)
+        return original(*given)
+
+    monkeypatch.setattr(encode, "encode_packed", counted)
+    with pytest.raises(KeyboardInterrupt):
+        encode_to(runs / "stopped", shards, runs)
+    assert not (runs / "stopped").exists()
+    encode_to(runs / "stopped", shards, runs)
+    assert len(encoded) == NUM_SAMPLES + 1
+    for name in ("latents-000000.tar", "manifest.json"):
+        assert (runs / "stopped" / name).read_bytes() == (runs / "latents" / name).read_bytes()
+    assert not (runs / ".stopped.encoding").exists()
 
 
 def test_training_logs_its_losses(runs):

@@ -1,21 +1,17 @@
-"""Rendering with real Blender workers: bad files, resumption, determinism, chaos."""
+"""Rendering with real Blender workers: bad files, formats, frames."""
 
-import os
-import signal
+import io
 import struct
 import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from balls import asset, write_ball
 from golden.glb import GlbBuilder, uv_sphere, y_up
 
 from data_pipeline.codec import decode_views
-from data_pipeline.contract import SAMPLE_MEMBERS, RenderSpec, UserError
+from data_pipeline.contract import RenderSpec, UserError
 from data_pipeline.render.command import find_blender_python, render_assets
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
@@ -23,7 +19,6 @@ from data_pipeline.staging import Staging
 pytestmark = pytest.mark.blender
 
 SMALL = RenderSpec(resolution_px=32, samples=2, surface_points=64, sdf_points=64)
-SLOW = RenderSpec(resolution_px=1024, samples=256, surface_points=64, sdf_points=64)
 REPOSITORY = Path(__file__).parents[2]
 DEVELOPMENT_ASSETS = REPOSITORY.parent / "shared" / "assets"
 
@@ -34,19 +29,6 @@ def blender() -> None:
         find_blender_python(None)
     except UserError as error:
         pytest.skip(str(error))
-
-
-def asset(path: Path) -> Asset:
-    return Asset(uid=path.name.replace(".", "_"), path=path, captions=("a thing",))
-
-
-def write_ball(path: Path, stretch: float = 1.0) -> Asset:
-    triangles, normals = uv_sphere(1.0, 8)
-    builder = GlbBuilder()
-    colour = {"baseColorFactor": [0.2, 0.5, stretch / 4, 1.0]}
-    material = builder.add_material(pbrMetallicRoughness=colour)
-    builder.add_mesh(y_up(triangles * (1, 1, stretch)), normals=y_up(normals), material=material)
-    return asset(builder.write(path))
 
 
 def write_triangles(path: Path, corners: list) -> Asset:
@@ -126,88 +108,6 @@ def test_bad_files_fail_by_name_and_the_run_goes_on(tmp_path):
         render_assets(assets, tmp_path / "out", SMALL, retry="bad luck")
 
 
-def test_bytes_depend_neither_on_the_number_of_workers_nor_on_the_order(tmp_path):
-    assets = [write_ball(tmp_path / f"{i}.glb", 0.5 + 0.25 * i) for i in range(4)]
-    render_assets(assets, tmp_path / "one", SMALL, workers=1)
-    render_assets(assets[::-1], tmp_path / "two", SMALL, workers=2)
-    one, two = Staging(tmp_path / "one"), Staging(tmp_path / "two")
-    assert one.done_uids() == two.done_uids() == [a.uid for a in assets]
-    for uid in one.done_uids():
-        for member in SAMPLE_MEMBERS:
-            first, second = (s.sample_dir(uid) / member for s in (one, two))
-            assert first.read_bytes() == second.read_bytes(), f"{uid}.{member}"
-
-
-def test_an_asset_that_takes_too_long_is_given_up_and_the_next_one_is_done(tmp_path):
-    assets = [write_ball(tmp_path / "a.glb"), write_ball(tmp_path / "b.glb")]
-    # 6 views of 1024 px and 256 samples take far longer than a second.
-    summary = render_assets(assets[:1], tmp_path / "slow", SLOW, workers=1, timeout_s=1.0)
-    assert summary.failures == {"timeout": 1}
-    assert Staging(tmp_path / "slow").failures()["a_glb"]["message"] == "not done after 1 s"
-    assert not psutil.Process().children(recursive=True)
-
-
-def test_a_worker_that_is_killed_costs_one_asset(tmp_path):
-    slow = write_ball(tmp_path / "a.glb")
-    staging = Staging(tmp_path / "out")
-    spec = RenderSpec(resolution_px=256, samples=32, surface_points=64, sdf_points=64)
-
-    def kill_first_worker() -> None:
-        wait_for(lambda: (staging.scratch / slow.uid / "view.exr").exists())
-        psutil.Process().children()[0].send_signal(signal.SIGSEGV)
-
-    killer = threading.Thread(target=kill_first_worker)
-    killer.start()
-    other = write_ball(tmp_path / "b.glb")
-    summary = render_assets([slow, other], tmp_path / "out", spec, workers=1)
-    killer.join()
-    assert summary.failures == {"crash": 1}
-    assert staging.failures()["a_glb"]["message"] == "Blender died (signal 11)"
-    assert staging.done_uids() == ["b_glb"]
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_no_worker_outlives_an_interrupted_run_and_the_next_run_goes_on(tmp_path, how):
-    assets = [write_ball(tmp_path / "a.glb"), write_ball(tmp_path / "b.glb", 2.0)]
-    program = (
-        "import sys; from pathlib import Path; from data_pipeline.sources import Asset\n"
-        "from data_pipeline.contract import RenderSpec\n"
-        "from data_pipeline.render.command import render_assets\n"
-        "root = Path(sys.argv[1])\n"
-        "assets = [Asset(uid=f'{n}_glb', path=root / f'{n}.glb', captions=('a',)) for n in 'ab']\n"
-        "spec = RenderSpec(resolution_px=256, samples=16, surface_points=64, sdf_points=64)\n"
-        "render_assets(assets, root / 'out', spec, workers=1)\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.PIPE
-    )
-    staging = Staging(tmp_path / "out")
-    wait_for(lambda: (staging.scratch / "b_glb" / "view.exr").exists())
-    workers = psutil.Process(parent.pid).children(recursive=True)
-    assert workers
-    os.kill(parent.pid, how)
-    _, stderr = parent.communicate(timeout=20)
-    assert parent.returncode != 0
-    _, alive = psutil.wait_procs(workers, timeout=10)
-    assert not alive
-    assert staging.done_uids() == ["a_glb"]
-    if how == signal.SIGINT:
-        assert b"KeyboardInterrupt" in stderr
-        assert not staging.scratch.exists()
-    before = staging.sample_dir("a_glb").stat().st_mtime_ns
-    spec = RenderSpec(resolution_px=256, samples=16, surface_points=64, sdf_points=64)
-    summary = render_assets(assets, staging.root, spec, workers=1)
-    assert (summary.num_rendered, summary.num_skipped) == (1, 1)
-    assert staging.sample_dir("a_glb").stat().st_mtime_ns == before
-
-
-def wait_for(condition, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_other_formats_keep_their_frame_and_their_vertex_colours(tmp_path):
     """A box of 3 x 2 x 1 (Z up), red above and blue below, as PLY; without colours as OBJ, STL."""
     corners = np.array([(x, y, z) for z in (0, 1) for y in (0, 2) for x in (0, 3)])
@@ -233,12 +133,12 @@ def test_other_formats_keep_their_frame_and_their_vertex_colours(tmp_path):
     assert render_assets(assets, tmp_path / "out", SMALL, workers=1).failures == {}
     staging = Staging(tmp_path / "out")
     for thing in assets:
-        folder = staging.sample_dir(thing.uid)
-        with np.load(folder / "geometry.npz") as arrays:
+        members = staging.read(thing.uid)
+        with np.load(io.BytesIO(members["geometry.npz"])) as arrays:
             position = arrays["surface_position"]
         extent = np.abs(position).max(axis=0)
         np.testing.assert_allclose(extent, [0.5, 1 / 3, 1 / 6], atol=0.01)
-        rgb = decode_views((folder / "rgb.png").read_bytes(), 6)
+        rgb = decode_views(members["rgb.png"], 6)
         top, bottom = rgb[4, 16, 16, :3], rgb[5, 16, 16, :3]
         coloured = thing.path.suffix == ".ply"
         np.testing.assert_allclose(top, (200, 40, 40) if coloured else (128,) * 3, atol=1)
@@ -278,7 +178,7 @@ def test_every_importer_gives_the_same_sample_of_the_same_scene(tmp_path):
     staging = Staging(tmp_path / "out")
 
     def member(thing: Asset, name: str) -> np.ndarray:
-        return decode_views((staging.sample_dir(thing.uid) / name).read_bytes(), 6).astype(float)
+        return decode_views(staging.read(thing.uid)[name], 6).astype(float)
 
     # Silhouettes are anti-aliased with a seed of their own for every asset: compare within them.
     solid = [member(thing, "rgb.png")[..., 3] == 255 for thing in assets]
@@ -307,7 +207,7 @@ def test_real_assets_of_every_kind_render(tmp_path):
     assert render_assets(assets, tmp_path / "out", spec).failures == {}
     staging = Staging(tmp_path / "out")
     for thing in assets:
-        with np.load(staging.sample_dir(thing.uid) / "geometry.npz") as arrays:
+        with np.load(io.BytesIO(staging.read(thing.uid)["geometry.npz"])) as arrays:
             assert (arrays["sdf_distance"] < 0).any()
             assert np.abs(arrays["surface_position"]).max() <= 0.5 + 1e-6
             spread = arrays["surface_albedo"].astype(float).std(axis=0).max()

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from data_pipeline.command_line import CONFIG_DIR
 from data_pipeline.contract import UserError, make_uid
 from data_pipeline.sources import Asset
-from data_pipeline.sources.folder import SUFFIXES, FolderSource, readable_name
+from data_pipeline.sources.captions import readable_name
+from data_pipeline.sources.file_kind import SUFFIXES
+from data_pipeline.sources.folder import FolderSource
 
 SHARED_ASSETS = Path(__file__).resolve().parents[3] / "shared" / "assets"
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.contract import srgb_to_linear
+from data_pipeline.render.blender.materials import UNLIT
 from data_pipeline.render.blender.scene import MeshPart
 
 Values = NDArray[np.float64]
@@ -59,7 +60,7 @@ class SurfaceShader:
         self._groups: list[bpy.types.Node] = []
 
     def shade(self, material: bpy.types.Material) -> tuple[Values, Values]:
-        """Return linear colour `(n, 3)` and alpha `(n,)` under a material of `make_unlit`."""
+        """Return linear colour `(n, 3)` and alpha `(n,)` under a rewired material."""
         output = material.node_tree.get_output_node("CYCLES")
         premultiplied, alpha = self._shader(output.inputs["Surface"])
         colour = np.divide(
@@ -86,6 +87,8 @@ class SurfaceShader:
                 return self.value(node.inputs["Color"])[:, :3] * strength, nothing[1] + 1.0
             case "BSDF_TRANSPARENT":
                 return nothing
+            case "MIX_SHADER" if _is_switch(node.inputs[0]):
+                return self._shader(node.inputs[2])  # the unlit side
             case "MIX_SHADER":
                 share = np.clip(self.value(node.inputs[0])[:, :1], 0.0, 1.0)
                 first, second = self._shader(node.inputs[1]), self._shader(node.inputs[2])
@@ -272,6 +275,12 @@ class SurfaceShader:
             self.unsupported.add(f"MATH.{node.operation}")
             result = a
         return np.clip(result, 0.0, 1.0) if node.use_clamp else result
+
+
+def _is_switch(factor: bpy.types.NodeSocket) -> bool:
+    """Return whether the factor of a mix is the view layer's choice of `materials.UNLIT`."""
+    node = factor.links[0].from_node if factor.is_linked else None
+    return node is not None and node.type == "ATTRIBUTE" and node.attribute_name == UNLIT
 
 
 def _sample(pixels: NDArray[np.float32], uv: Values, closest: bool, extension: str) -> Values:

@@ -1,206 +1,173 @@
-"""Take the views: one render call each, two view layers, encoded as the contract says."""
+"""Take the views: one render call each, cropped to the asset, read back as arrays."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import bpy
 import numpy as np
 import OpenEXR
+from mathutils import Matrix
 from numpy.typing import NDArray
 
-from data_pipeline.contract import (
-    Camera,
-    RenderSpec,
-    encode_coord,
-    encode_normal,
-    linear_to_srgb,
-)
-from data_pipeline.render.blender.scene import OPAQUE_ALPHA, add_camera, place_camera
+from data_pipeline.contract import Camera, RenderSpec
+from data_pipeline.render.blender.cycles import GEOMETRY_LAYER, LIT_LAYER, UNLIT_LAYER
+from data_pipeline.render.blender.lighting import Lights
 from data_pipeline.render.failures import AssetFailure
-
-COLOUR_LAYER, GEOMETRY_LAYER = "colour", "geometry"
-
-FaceNormals = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Takes positions on the surface `(n, 3)`, returns the geometric normals there, of either sign."""
 
 MISS_DEPTH = 1e9
 """Cycles writes a depth of 1e10 where a ray meets nothing."""
 
+MARGIN_PX = 2
+"""Pixels around the asset's box that are rendered with it."""
+
 
 @dataclass(frozen=True)
-class Views:
-    """The views of one asset in storage order.
+class Window:
+    """The pixels of an image that are rendered: rows and columns, the ends excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def paste(self, values: NDArray, resolution_px: int, background: float) -> NDArray:
+        """Return the whole image `(h, w, ...)`, with `background` outside of the window."""
+        image = np.full((resolution_px, resolution_px, *values.shape[2:]), background, values.dtype)
+        image[self.top : self.bottom, self.left : self.right] = values
+        return image
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What Cycles found in the window of one view.
 
     Args:
-        rgb: `(v, h, w, 4)` uint8, sRGB with straight alpha.
-        normal: `(v, h, w, 3)` uint16, `encode_normal`.
-        coord: `(v, h, w, 3)` uint16, `encode_coord`.
-        hit: `(v, h, w)` uint8, 255 where the pixel centre's ray meets the surface.
-        max_abs_position: largest coordinate met, before encoding.
+        camera: of the view.
+        window: where in the image the arrays lie; all else is background.
+        rgba: `(h, w, 4)` float32, linear, premultiplied: the colour under the view's lighting.
+        albedo: the same of the base colour; `rgba` itself in an unlit view.
+        normal: `(h, w, 3)` float32, world, as Cycles interpolates it.
+        position: `(h, w, 3)` float32, world.
+        depth: `(h, w)` float32, along the viewing axis; `MISS_DEPTH` and more is background.
+        cycles_seconds: wall clock that Cycles itself spent.
     """
 
-    rgb: NDArray[np.uint8]
-    normal: NDArray[np.uint16]
-    coord: NDArray[np.uint16]
-    hit: NDArray[np.uint8]
-    max_abs_position: float
-
-
-def set_up_cycles(spec: RenderSpec, seed: int, threads: int) -> None:
-    """Pin everything that decides pixels, so that no default of Blender's can change them."""
-    scene = bpy.context.scene
-    scene.render.engine = "CYCLES"
-    scene.world = None
-    cycles = scene.cycles
-    cycles.device = "CPU"
-    cycles.samples = spec.samples
-    cycles.seed = seed % 2**31
-    cycles.use_adaptive_sampling = False
-    cycles.use_denoising = False
-    cycles.use_auto_tile = False
-    cycles.use_light_tree = False
-    cycles.auto_scrambling_distance = False
-    cycles.scrambling_distance = 1.0
-    # A box of one pixel: alpha is the covered share of the pixel, and what is outside stays out.
-    cycles.pixel_filter_type = "BOX"
-    cycles.max_bounces = 0  # emission only: the first surface met is the colour
-    cycles.transparent_max_bounces = 64
-    cycles.min_light_bounces = cycles.min_transparent_bounces = 64  # no Russian roulette: no noise
-    cycles.sample_clamp_direct = 0.0
-    cycles.film_exposure = 1.0
-    render = scene.render
-    render.resolution_x = render.resolution_y = spec.resolution_px
-    render.resolution_percentage = 100
-    render.pixel_aspect_x = render.pixel_aspect_y = 1.0
-    render.film_transparent = True
-    render.dither_intensity = 0.0
-    render.use_motion_blur = render.use_simplify = render.use_border = False
-    render.use_compositing = render.use_sequencer = render.use_freestyle = False
-    render.use_persistent_data = True  # meshes and textures stay loaded between the views
-    render.threads_mode, render.threads = "FIXED", threads
-    render.image_settings.file_format = "OPEN_EXR_MULTILAYER"
-    render.image_settings.color_depth = "32"
-    render.image_settings.exr_codec = "NONE"
-    scene.display_settings.display_device = "sRGB"
-    scene.view_settings.view_transform = "Standard"
-    scene.view_settings.look = "None"
-    scene.view_settings.exposure, scene.view_settings.gamma = 0.0, 1.0
-
-    colour = scene.view_layers[0]
-    colour.name = COLOUR_LAYER
-    colour.use_pass_z = False
-    geometry = scene.view_layers.new(GEOMETRY_LAYER)
-    # One sample, which Cycles takes at the pixel centre: normal, position and depth then describe
-    # one and the same point. Averaged over samples they would not (field notes, section 4).
-    geometry.samples = 1
-    geometry.use_pass_normal = geometry.use_pass_position = geometry.use_pass_z = True
-    for layer in (colour, geometry):
-        layer.pass_alpha_threshold = OPAQUE_ALPHA
+    camera: Camera
+    window: Window
+    rgba: NDArray[np.float32]
+    albedo: NDArray[np.float32]
+    normal: NDArray[np.float32]
+    position: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    cycles_seconds: float
 
 
 def render_views(
-    cameras: Sequence[Camera], spec: RenderSpec, face_normals: FaceNormals, scratch: Path
-) -> Views:
-    """Render every camera.
+    spec: RenderSpec, uid: str, box: NDArray[np.float64], scratch: Path
+) -> Iterator[Passes]:
+    """Render every view in storage order.
 
     Args:
-        cameras: the views in storage order.
-        spec: resolution and samples; `set_up_cycles` has been called with it.
-        face_normals: of the asset in world coordinates.
+        spec: `set_up_cycles` has been called with it.
+        uid: of the asset: seeds random views and lights.
+        box: `(2, 3)`, lowest and highest corner of the asset, world.
         scratch: folder for the one EXR file that Blender writes and this function removes.
 
     Raises:
-        AssetFailure: `blank` when no view shows the asset, `nonfinite` when a pass holds NaN.
+        AssetFailure: `nonfinite` when a pass holds NaN.
     """
-    camera_object = add_camera()
+    scene = bpy.context.scene
+    camera_object = _add_camera()
+    lights = Lights(spec)
     exr = scratch / "view.exr"
-    bpy.context.scene.render.filepath = str(exr)
-    bpy.context.scene.render.use_file_extension = False
-    views = []
-    for camera in cameras:
-        place_camera(camera_object, camera)
+    scene.render.filepath = str(exr)
+    views = zip(spec.cameras(uid), spec.lightings, spec.light_seeds(uid), strict=True)
+    for camera, lighting, seed in views:
+        lit = lighting != "albedo"
+        if LIT_LAYER in scene.view_layers:
+            scene.view_layers[LIT_LAYER].use = lit
+        lights.set(lighting, seed)
+        _place_camera(camera_object, camera)
+        window = _window(camera, box, spec.resolution_px)
+        _set_window(scene.render, window, spec.resolution_px)
         exr.unlink(missing_ok=True)
         bpy.ops.render.render(write_still=True)
-        views.append(_encode(_read_exr(exr), camera, spec.resolution_px, face_normals))
+        yield _read_exr(exr, camera, window, lit)
     exr.unlink()
-    rgb, normal, coord, hit = (np.stack([view[i] for view in views]) for i in range(4))
-    if not hit.any():
-        raise AssetFailure("blank", "no view shows any opaque surface")
-    return Views(rgb, normal, coord, hit, max(view[4] for view in views))
 
 
-def _read_exr(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Return the passes by `layer.Pass`, each `(h, w, channels)` with channels in storage order."""
+def _add_camera() -> bpy.types.Object:
+    camera = bpy.data.objects.new("relief_camera", bpy.data.cameras.new("relief_camera"))
+    bpy.context.scene.collection.objects.link(camera)
+    bpy.context.scene.camera = camera
+    return camera
+
+
+def _place_camera(thing: bpy.types.Object, camera: Camera) -> None:
+    """Give Blender's camera the pose and projection of `camera` (its axes are ours: -Z, +Y up)."""
+    thing.matrix_world = Matrix(camera.camera_to_world)
+    data = thing.data
+    data.clip_start, data.clip_end = 0.01, 100.0
+    if camera.projection == "orthographic":
+        data.type, data.ortho_scale = "ORTHO", camera.ortho_scale
+    else:
+        data.type, data.angle = "PERSP", math.radians(camera.fov_deg)
+
+
+def _window(camera: Camera, box: NDArray[np.float64], resolution_px: int) -> Window:
+    """Return the pixels that the asset's box covers, and `MARGIN_PX` around them."""
+    corners = np.array([[x, y, z] for x in box[:, 0] for y in box[:, 1] for z in box[:, 2]])
+    pixels, _ = camera.project(corners, resolution_px)
+    low = np.floor(pixels.min(axis=0)).astype(int) - MARGIN_PX
+    high = np.ceil(pixels.max(axis=0)).astype(int) + MARGIN_PX
+    left, top = np.clip(low, 0, resolution_px - 1)
+    right, bottom = np.clip(high, 1, resolution_px)
+    return Window(int(top), int(bottom), int(left), int(right))
+
+
+def _set_window(render: bpy.types.RenderSettings, window: Window, resolution_px: int) -> None:
+    # Blender multiplies by the resolution again and cuts off: aim at the middle of rounding.
+    aim = 0.25
+    render.border_min_x = (window.left + aim) / resolution_px
+    render.border_max_x = (
+        (window.right + aim) / resolution_px if window.right < resolution_px else 1
+    )
+    bottom, top = resolution_px - window.bottom, resolution_px - window.top
+    render.border_min_y = (bottom + aim) / resolution_px
+    render.border_max_y = (top + aim) / resolution_px if top < resolution_px else 1
+
+
+def _read_exr(path: Path, camera: Camera, window: Window, lit: bool) -> Passes:
     with OpenEXR.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
-    wanted = {
-        "combined": (COLOUR_LAYER, "Combined", "RGBA"),
-        "normal": (GEOMETRY_LAYER, "Normal", "XYZ"),
-        "position": (GEOMETRY_LAYER, "Position", "XYZ"),
-        "depth": (GEOMETRY_LAYER, "Depth", "Z"),
-    }
-    return {
-        key: np.stack([channels[f"{layer}.{name}.{axis}"] for axis in axes], axis=-1)
-        for key, (layer, name, axes) in wanted.items()
-    }
+        stamps = dict(file.parts[0].header)  # gone when the file is closed
+    shape = (window.bottom - window.top, window.right - window.left)
 
+    def read(layer: str, name: str, axes: str) -> NDArray[np.float32]:
+        values = np.stack([channels[f"{layer}.{name}.{axis}"] for axis in axes], axis=-1)
+        if values.shape[:2] != shape:
+            raise ValueError(f"Blender rendered {values.shape[:2]} pixels where {shape} were asked")
+        return values
 
-def _encode(
-    passes: dict[str, NDArray[np.float32]],
-    camera: Camera,
-    resolution_px: int,
-    face_normals: FaceNormals,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint8], float]:
-    """Return rgb, normal, coord and hit of one view as stored, and the largest coordinate."""
-    hit = passes["depth"][..., 0] < MISS_DEPTH
-    position = np.where(hit[..., None], passes["position"].astype(np.float64), 0.0)
-    normal = np.where(hit[..., None], passes["normal"].astype(np.float64), 0.0)
-    for name, values in (("position", position), ("normal", normal), ("rgb", passes["combined"])):
+    passes = {
+        "rgba": read(LIT_LAYER if lit else UNLIT_LAYER, "Combined", "RGBA"),
+        "normal": read(GEOMETRY_LAYER, "Normal", "XYZ"),
+        "position": read(GEOMETRY_LAYER, "Position", "XYZ"),
+        "depth": read(GEOMETRY_LAYER, "Depth", "Z")[..., 0],
+    }
+    passes["albedo"] = read(UNLIT_LAYER, "Combined", "RGBA") if lit else passes["rgba"]
+    for name, values in passes.items():
         if not np.isfinite(values).all():
             raise AssetFailure("nonfinite", f"the {name} of view {camera.name} holds NaN")
-    _, directions = camera.rays(resolution_px)
-    normal[hit] = _face_camera(normal[hit], position[hit], directions[hit], face_normals)
-    return (
-        _encode_rgb(passes["combined"]),
-        encode_normal(normal),
-        encode_coord(position),
-        hit.astype(np.uint8) * 255,
-        float(np.abs(position).max(initial=0.0)),
-    )
+    seconds = sum(_seconds(v) for k, v in stamps.items() if k.endswith(".total_time"))
+    return Passes(camera, window, **passes, cycles_seconds=seconds)
 
 
-def _face_camera(
-    normal: NDArray[np.float64],
-    position: NDArray[np.float64],
-    directions: NDArray[np.float64],
-    face_normals: FaceNormals,
-) -> NDArray[np.float64]:
-    """Return unit normals on the side of the surface that is seen; all arrays `(n, 3)`.
-
-    Cycles turns normals to the side of the face that it hit, by winding. What then still looks away
-    was either stored against the winding, and is turned here, or leans beyond the horizon because
-    smooth shading does that near a silhouette: such a normal stays, or a point would have opposite
-    normals in two views.
-    """
-    length = np.linalg.norm(normal, axis=1, keepdims=True)
-    # Where a file stores zero normals there is nothing to interpolate: the face's own must do.
-    unit = np.where(length > 1e-6, normal / np.maximum(length, 1e-6), 0.0)
-    doubtful = np.flatnonzero((unit * directions).sum(axis=1) >= 0.0)
-    if len(doubtful):
-        face = face_normals(position[doubtful])
-        face *= np.where((face * directions[doubtful]).sum(axis=1) > 0.0, -1.0, 1.0)[:, None]
-        seen = unit[doubtful]
-        against = (seen * face).sum(axis=1, keepdims=True) < 0.0
-        seen = np.where(against, -seen, seen)
-        unit[doubtful] = np.where(length[doubtful] > 1e-6, seen, face)
-    return unit
-
-
-def _encode_rgb(combined: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turn premultiplied linear RGBA into 8 bit sRGB with straight alpha; clear pixels black."""
-    alpha = np.clip(combined[..., 3:].astype(np.float64), 0.0, 1.0)
-    premultiplied = combined[..., :3].astype(np.float64)
-    straight = np.divide(premultiplied, alpha, where=alpha > 0, out=np.zeros_like(premultiplied))
-    srgb = np.clip(linear_to_srgb(straight), 0.0, 1.0)
-    return np.rint(np.concatenate([srgb, alpha], axis=-1) * 255.0).astype(np.uint8)
+def _seconds(stamp: str) -> float:
+    """Return the seconds of Cycles' `MM:SS.ss` or `HH:MM:SS.ss`."""
+    total = 0.0
+    for part in stamp.split(":"):
+        total = 60.0 * total + float(part)
+    return total

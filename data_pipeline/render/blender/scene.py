@@ -1,6 +1,5 @@
 """Import an asset into a fresh scene, take its triangles, and bring it into the unit cube."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,22 @@ import numpy as np
 from mathutils import Matrix
 from numpy.typing import NDArray
 
-from data_pipeline.contract import Camera, SourceFrame, unit_cube_frame
+from data_pipeline.contract import SourceFrame, unit_cube_frame
+from data_pipeline.render.blender import gltf_at_rest
 from data_pipeline.render.failures import AssetFailure
 
 MAX_FACES = 4_000_000
 """Triangles of one asset; more would need over 8 GB in a worker."""
+
+SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "META", "FONT"}
+"""Blender's types of objects that can carry a surface."""
 
 OPAQUE_ALPHA = 0.5
 """What is less opaque is no surface to normal, coord, hit and geometry; rgb still blends it."""
 
 
 def _gltf(path: str) -> set[str]:
+    gltf_at_rest.install()
     # Without `disable_bone_shape` the importer adds an icosphere of its own for every armature.
     return bpy.ops.import_scene.gltf(filepath=path, disable_bone_shape=True)
 
@@ -43,6 +47,20 @@ def _fbx(path: str) -> set[str]:
     return bpy.ops.import_scene.fbx(filepath=path, use_anim=False)
 
 
+def _blend(path: str) -> set[str]:
+    """Append the objects of the file's first scene: no script, no setting comes in."""
+    with bpy.data.libraries.load(path, link=False) as (held, wanted):
+        wanted.scenes = held.scenes[:1]
+    if not wanted.scenes:
+        raise AssetFailure("empty", "the file holds no scene")
+    if any(Path(library.filepath) != Path(path) for library in bpy.data.libraries):
+        raise AssetFailure("unsupported", "it links to other .blend files")
+    for thing in list(wanted.scenes[0].collection.all_objects):
+        bpy.context.scene.collection.objects.link(thing)
+    bpy.data.scenes.remove(wanted.scenes[0])
+    return {"FINISHED"}
+
+
 IMPORTERS: dict[str, Callable[[str], set[str]]] = {
     ".glb": _gltf,
     ".gltf": _gltf,
@@ -54,6 +72,7 @@ IMPORTERS: dict[str, Callable[[str], set[str]]] = {
     ".usda": _usd,
     ".usdc": _usd,
     ".usdz": _usd,
+    ".blend": _blend,
     ".dae": lambda path: bpy.ops.wm.collada_import(filepath=path),
 }
 """Importer of each file suffix; all of them deliver Blender's frame, Z up.
@@ -67,7 +86,9 @@ class MeshPart:
     """The triangles of one mesh object, as evaluated: modifiers, skins and instancing applied.
 
     Args:
-        triangles: `(f, 3, 3)` float64, source frame (Z up).
+        mesh: Blender's own copy of it.
+        to_source: `(4, 4)` float64, from the mesh's frame to the source frame (Z up).
+        triangles: `(f, 3, 3)` float64, source frame.
         corners: `(f, 3)` int, index of each triangle corner in the per-corner attributes.
         vertices: `(f, 3)` int, index of each triangle corner in the per-vertex attributes.
         material_index: `(f,)` int, into `materials`.
@@ -77,6 +98,8 @@ class MeshPart:
         num_vertices: vertices of the mesh.
     """
 
+    mesh: bpy.types.Mesh
+    to_source: NDArray[np.float64]
     triangles: NDArray[np.float64]
     corners: NDArray[np.int64]
     vertices: NDArray[np.int64]
@@ -96,6 +119,7 @@ def import_asset(path: Path) -> None:
         AssetFailure: `unsupported`, `unreadable` or `nonfinite`.
     """
     bpy.ops.wm.read_factory_settings(use_empty=True)
+    _trust_nothing()
     importer = IMPORTERS.get(path.suffix.lower())
     if importer is None:
         raise AssetFailure("unsupported", f"no importer for files named *{path.suffix}")
@@ -115,7 +139,35 @@ def import_asset(path: Path) -> None:
         if not np.isfinite(_read(mesh.vertices, "co", 3, np.float32)).all():
             raise AssetFailure("nonfinite", f"mesh {mesh.name!r} has NaN or infinite vertices")
         mesh.validate()
+    _refuse_files_outside(path.resolve().parent)
+    _drop_animation()
     bpy.context.scene.frame_set(0)
+
+
+def _trust_nothing() -> None:
+    """Set the preferences so that no script of an asset runs and nothing is fetched."""
+    preferences = bpy.context.preferences
+    preferences.filepaths.use_scripts_auto_execute = False
+    preferences.system.use_online_access = False
+
+
+def _refuse_files_outside(folder: Path) -> None:
+    """Raise AssetFailure if an image would be read from outside of the asset's folder."""
+    for image in bpy.data.images:
+        if image.source in {"FILE", "SEQUENCE", "MOVIE", "TILED"} and not image.packed_files:
+            path = Path(bpy.path.abspath(image.filepath or "//"))
+            if path.is_file() and not path.resolve().is_relative_to(folder):
+                raise AssetFailure("unsupported", f"names a file outside its folder: {path.name}")
+
+
+def _drop_animation() -> None:
+    """Leave every object, bone, shape key and material where the file puts it at rest."""
+    for kind in (bpy.data.objects, bpy.data.shape_keys, bpy.data.armatures, bpy.data.materials):
+        for thing in kind:
+            thing.animation_data_clear()
+            tree = getattr(thing, "node_tree", None)
+            if tree is not None:
+                tree.animation_data_clear()
 
 
 def _import_reason(error: str) -> str:
@@ -131,12 +183,12 @@ def _last_line(error: str) -> str:
 def visible_objects() -> Iterator[bpy.types.Object]:
     """Yield the objects of the scene that can carry a surface and are not hidden."""
     for thing in bpy.context.scene.objects:
-        if thing.type in {"MESH", "CURVE", "SURFACE", "META", "FONT"} and not thing.hide_render:
+        if thing.type in SURFACE_TYPES and not thing.hide_render:
             yield thing
 
 
 def extract_parts() -> list[MeshPart]:
-    """Return the triangles of every visible object in the source frame.
+    """Return every visible object's mesh, as evaluated, in the source frame.
 
     Raises:
         AssetFailure: `empty`, `too_large` or `nonfinite`.
@@ -146,29 +198,34 @@ def extract_parts() -> list[MeshPart]:
     num_faces = 0
     for instance in depsgraph.object_instances:
         thing = instance.object
-        if thing.type not in {"MESH", "CURVE", "SURFACE", "META", "FONT"} or thing.hide_render:
+        if thing.type not in SURFACE_TYPES or thing.hide_render:
             continue
-        mesh = thing.to_mesh()
-        if mesh is None or not len(mesh.polygons):
+        mesh = bpy.data.meshes.new_from_object(
+            thing, preserve_all_data_layers=True, depsgraph=depsgraph
+        )
+        if not len(mesh.polygons):
+            bpy.data.meshes.remove(mesh)
             continue
-        num_faces += len(mesh.loop_triangles) or len(mesh.polygons)
+        mesh.calc_loop_triangles()
+        num_faces += len(mesh.loop_triangles)
         if num_faces > MAX_FACES:
             raise AssetFailure("too_large", f"more than {MAX_FACES} faces")
         parts.append(_extract(mesh, instance.matrix_world, thing))
-        thing.to_mesh_clear()
     if not parts:
         raise AssetFailure("empty", "the file holds no mesh with faces")
     return parts
 
 
 def _extract(mesh: bpy.types.Mesh, matrix: Matrix, thing: bpy.types.Object) -> MeshPart:
-    mesh.calc_loop_triangles()
+    to_source = np.array(matrix, dtype=np.float64)
     positions = _read(mesh.vertices, "co", 3, np.float32).astype(np.float64)
-    to_world = np.asarray(matrix, dtype=np.float64)
-    positions = positions @ to_world[:3, :3].T + to_world[:3, 3]
+    positions = positions @ to_source[:3, :3].T + to_source[:3, 3]
     if not np.isfinite(positions).all():
         raise AssetFailure("nonfinite", f"object {thing.name!r} is transformed to NaN or infinity")
-    vertices = _read(mesh.loop_triangles, "vertices", 3, np.int32).astype(np.int64)
+    # A matrix that mirrors turns the winding over, as Blender does: outside stays outside.
+    order = [0, 2, 1] if np.linalg.det(to_source[:3, :3]) < 0.0 else [0, 1, 2]
+    vertices = _read(mesh.loop_triangles, "vertices", 3, np.int32).astype(np.int64)[:, order]
+    corners = _read(mesh.loop_triangles, "loops", 3, np.int32).astype(np.int64)[:, order]
     materials = tuple(slot.material.original for slot in thing.material_slots)
     index = _read(mesh.loop_triangles, "material_index", 1, np.int32)[:, 0].astype(np.int64)
     layers = sorted(mesh.uv_layers, key=lambda layer: not layer.active_render)
@@ -176,8 +233,10 @@ def _extract(mesh: bpy.types.Mesh, matrix: Matrix, thing: bpy.types.Object) -> M
         mesh.color_attributes, key=lambda a: a.name != mesh.color_attributes.default_color_name
     )
     return MeshPart(
+        mesh=mesh,
+        to_source=to_source,
         triangles=positions[vertices],
-        corners=_read(mesh.loop_triangles, "loops", 3, np.int32).astype(np.int64),
+        corners=corners,
         vertices=vertices,
         material_index=np.clip(index, 0, len(materials) - 1),
         materials=materials,
@@ -194,9 +253,11 @@ def _read(collection: Any, attribute: str, width: int, dtype: type) -> NDArray[A
 
 
 def normalise(parts: list[MeshPart]) -> SourceFrame:
-    """Bring the scene into the unit cube and return how it got there.
+    """Replace the scene by the parts, in the unit cube, and return how they got there.
 
-    The box is that of the triangles: loose vertices and hidden objects do not count.
+    The box is that of the triangles: loose vertices and hidden objects do not count. Blender's
+    matrices are float32: far from the origin they would lose what float64 keeps here, so each mesh
+    is moved to its own centre and gets one matrix of moderate numbers.
 
     Raises:
         AssetFailure: `empty` when the triangles have no extent.
@@ -206,29 +267,51 @@ def normalise(parts: list[MeshPart]) -> SourceFrame:
         frame = unit_cube_frame(corners.min(axis=0), corners.max(axis=0))
     except ValueError as error:
         raise AssetFailure("empty", "all vertices lie in one point") from error
-    root = bpy.data.objects.new("relief_root", None)
-    bpy.context.scene.collection.objects.link(root)
-    root.matrix_world = Matrix.Translation(frame.offset) @ Matrix.Scale(frame.scale, 4)
-    for thing in bpy.context.scene.objects:
-        if thing is not root and thing.parent is None:
-            thing.parent = root  # the parent's inverse stays the identity: root applies on top
+    for thing in list(bpy.data.objects):
+        bpy.data.objects.remove(thing)
+    to_world = np.diag([frame.scale] * 3 + [1.0])
+    to_world[:3, 3] = frame.offset
+    for part in parts:
+        to_own = _centre(part.mesh)
+        thing = bpy.data.objects.new("relief_part", part.mesh)
+        bpy.context.scene.collection.objects.link(thing)
+        for slot, material in zip(thing.material_slots, part.materials, strict=True):
+            slot.material = material
+        thing.matrix_world = Matrix(to_world @ part.to_source @ to_own)
     return frame
 
 
-def add_camera() -> bpy.types.Object:
-    """Add the camera that takes every view."""
-    camera = bpy.data.objects.new("relief_camera", bpy.data.cameras.new("relief_camera"))
-    bpy.context.scene.collection.objects.link(camera)
-    bpy.context.scene.camera = camera
-    return camera
+def _centre(mesh: bpy.types.Mesh) -> NDArray[np.float64]:
+    """Bring a mesh to its own centre and unit size; return the matrix `(4, 4)` that undoes it."""
+    positions = _read(mesh.vertices, "co", 3, np.float32).astype(np.float64)
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    centre, size = (low + high) / 2.0, max(float((high - low).max()), 1e-30)
+    moved = ((positions - centre) / size).astype(np.float32)
+    mesh.vertices.foreach_set("co", moved.ravel())
+    mesh.update()
+    undo = np.diag([size] * 3 + [1.0])
+    undo[:3, 3] = centre
+    return undo
 
 
-def place_camera(thing: bpy.types.Object, camera: Camera) -> None:
-    """Give Blender's camera the pose and projection of `camera` (its axes are ours: -Z, +Y up)."""
-    thing.matrix_world = Matrix(camera.camera_to_world)
-    data = thing.data
-    data.clip_start, data.clip_end = 0.01, 100.0
-    if camera.projection == "orthographic":
-        data.type, data.ortho_scale = "ORTHO", camera.ortho_scale
-    else:
-        data.type, data.angle = "PERSP", math.radians(camera.fov_deg)
+def missing_textures() -> list[str]:
+    """Return the names of images that materials in use show and that cannot be read."""
+    missing = set()
+    for material in {s.material for o in visible_objects() for s in o.material_slots if s.material}:
+        for node in _nodes(material.node_tree, set()) if material.use_nodes else ():
+            if node.type == "TEX_IMAGE" and any(out.is_linked for out in node.outputs):
+                image = node.image
+                if image is None:
+                    missing.add(f"an image of {material.name!r}")
+                elif not image.size[0]:
+                    missing.add(Path(image.filepath.replace("\\", "/")).name or image.name)
+    return sorted(missing)
+
+
+def _nodes(tree: bpy.types.NodeTree | None, met: set[str]) -> Iterator[bpy.types.Node]:
+    """Yield the nodes of a tree and of the groups in it, each group once."""
+    for node in tree.nodes if tree else ():
+        yield node
+        if node.type == "GROUP" and node.node_tree and node.node_tree.name not in met:
+            met.add(node.node_tree.name)
+            yield from _nodes(node.node_tree, met)

@@ -41,6 +41,9 @@ LEAKY_ROOM = 0.2
 SIDE_OFFSET = 1e-4
 """How far beside a face its two sides are examined, in world units."""
 
+SIDE_RAYS = RAY_BATCHES[0] + RAY_BATCHES[1]
+"""Rays from each side of a face: fewer than a point gets, as its neighbours are asked as well."""
+
 SIDE_RAY_BUDGET = 40_000_000
 """Rays spent at most on the sides of faces: meshes of very many faces get fewer rays per side."""
 
@@ -123,7 +126,7 @@ class Solid:
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
         centre = pieces.mean(axis=1)
         points = np.concatenate([centre + SIDE_OFFSET * normal, centre - SIDE_OFFSET * normal])
-        num_rays = int(np.clip(SIDE_RAY_BUDGET // len(points), RAY_BATCHES[0], NUM_RAYS))
+        num_rays = int(np.clip(SIDE_RAY_BUDGET // len(points), RAY_BATCHES[0], SIDE_RAYS))
         outside = self._shell.reached(points)
         rest = ~outside
         outside[rest] = self._escaping_share(points[rest], num_rays, 0.0) > 0.0

@@ -38,7 +38,7 @@ class Surface:
     """Triangles of all parts in world coordinates, with colour look-up.
 
     Args:
-        parts: as `extract_parts` gives them, after `make_unlit`.
+        parts: as `extract_parts` gives them, after `show_base_colours`.
         frame: brings their source frame into the unit cube.
     """
 
@@ -56,6 +56,12 @@ class Surface:
         counts = [len(part.triangles) for part in parts]
         self._part = np.repeat(np.arange(len(parts)), counts)[solid]
         self._local = np.concatenate([np.arange(count) for count in counts])[solid]
+
+    @property
+    def box(self) -> NDArray[np.float64]:
+        """Lowest and highest corner, `(2, 3)`, world."""
+        corners = self.triangles.reshape(-1, 3)
+        return np.stack([corners.min(axis=0), corners.max(axis=0)])
 
     def face_normals(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the geometric normals `(n, 3)` of the faces nearest to `points` `(n, 3)`."""

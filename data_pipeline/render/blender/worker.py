@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,22 @@ import bpy
 
 from data_pipeline.codec import encode_views
 from data_pipeline.contract import CONVENTIONS_VERSION, RenderSpec
-from data_pipeline.render.blender.geometry import encode_npz, sample_geometry
-from data_pipeline.render.blender.materials import make_unlit
-from data_pipeline.render.blender.passes import Views, render_views, set_up_cycles
-from data_pipeline.render.blender.scene import MeshPart, extract_parts, import_asset, normalise
+from data_pipeline.render.blender.cycles import set_up_cycles
+from data_pipeline.render.blender.geometry import Geometry, encode_npz, sample_geometry
+from data_pipeline.render.blender.materials import show_base_colours
+from data_pipeline.render.blender.passes import render_views
+from data_pipeline.render.blender.scene import (
+    MeshPart,
+    extract_parts,
+    import_asset,
+    missing_textures,
+    normalise,
+)
 from data_pipeline.render.blender.surface import Surface
+from data_pipeline.render.blender.views import Views, encode_passes
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.nonfinite import check_finite
+from data_pipeline.render.quality import judge, summarise
 
 PR_SET_PDEATHSIG = 1
 
@@ -53,8 +62,8 @@ class Stopwatch:
 
 def render_asset(
     job: dict[str, Any], spec: RenderSpec, config_hash: str, threads: int, watch: Stopwatch
-) -> None:
-    """Write the sample of one asset into the folder `job["folder"]`.
+) -> dict[str, Any]:
+    """Write the sample of one asset into the folder `job["folder"]` and return its metadata.
 
     Args:
         job: `uid`, `path`, `folder`, `captions`, `licence`, `author`, `source`, `attributes`.
@@ -74,13 +83,22 @@ def render_asset(
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         check_finite(path)
         import_asset(path)
-        make_unlit()
+        missing = missing_textures()
+        show_base_colours(keep_lit=set(spec.lightings) != {"albedo"})
         parts = extract_parts()
         frame = normalise(parts)
         surface = Surface(parts, frame)
     with watch.stage("render"):
         set_up_cycles(spec, seed, threads)
-        views = render_views(spec.cameras, spec, surface.face_normals, folder)
+        passes = render_views(spec, job["uid"], surface.box, folder)
+        views = encode_passes(passes, spec.resolution_px, surface.face_normals)
+        figures = summarise(views.figures, missing)
+        try:
+            flags = judge(figures, spec.qa)
+        except AssetFailure:
+            (folder / "rgb.png").write_bytes(encode_views(views.rgb))  # for the page of `stats`
+            raise
+    watch.seconds["cycles"] = round(views.cycles_seconds, 4)
     with watch.stage("geometry"):
         geometry = sample_geometry(surface, spec, seed)
     with watch.stage("write"):
@@ -97,25 +115,33 @@ def render_asset(
             "captions": job["captions"],
             "scale": frame.scale,
             "offset": list(frame.offset),
-            "cameras": [camera.to_json() for camera in spec.cameras],
+            "cameras": [camera.to_json() for camera in spec.cameras(job["uid"])],
+            "lightings": list(spec.lightings),
             "conventions": CONVENTIONS_VERSION,
             "config_hash": config_hash,
-            "render_spec": {name: getattr(spec, name) for name in spec.__slots__},
+            "render_spec": spec.identity(),
             "blender": bpy.app.version_string,
-            "device": bpy.context.scene.cycles.device,
+            "device": spec.device,
             "counts": _counts(parts),
-            "qa": _view_figures(views) | geometry.qa,
+            "qa": figures | geometry.qa | {"flags": flags},
         }
-        members = {
-            "rgb.png": encode_views(views.rgb),
-            "normal.png": encode_views(views.normal),
-            "coord.png": encode_views(views.coord),
-            "hit.png": encode_views(views.hit),
-            "geometry.npz": encode_npz(geometry.arrays),
-            "meta.json": (json.dumps(meta, sort_keys=True, indent=1) + "\n").encode(),
-        }
-        for name, content in members.items():
-            (folder / name).write_bytes(content)
+        _write(folder, meta, views, geometry)
+    return meta
+
+
+def _write(folder: Path, meta: dict[str, Any], views: Views, geometry: Geometry) -> None:
+    members = {
+        "rgb.png": encode_views(views.rgb),
+        "normal.png": encode_views(views.normal),
+        "coord.png": encode_views(views.coord),
+        "hit.png": encode_views(views.hit),
+        "geometry.npz": encode_npz(geometry.arrays),
+        "meta.json": (json.dumps(meta, sort_keys=True, indent=1) + "\n").encode(),
+    }
+    if views.albedo is not None:
+        members["albedo.png"] = encode_views(views.albedo)
+    for name, content in members.items():
+        (folder / name).write_bytes(content)
 
 
 def _counts(parts: list[MeshPart]) -> dict[str, int]:
@@ -127,24 +153,32 @@ def _counts(parts: list[MeshPart]) -> dict[str, int]:
     }
 
 
-def _view_figures(views: Views) -> dict[str, Any]:
-    alpha = views.rgb[..., 3] / 255.0
-    return {
-        "coverage": [round(float(share), 6) for share in alpha.mean(axis=(1, 2))],
-        "hit_share": [round(float(share), 6) for share in (views.hit > 0).mean(axis=(1, 2))],
-        "max_abs_coord": round(views.max_abs_position, 6),
-    }
+def _reset_peak_memory() -> None:
+    """Have Linux count this process's peak memory from now on."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Return the peak memory since the reset, where Linux tells; else since the start."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the reply to one request; every failure has a class and a line."""
     watch = Stopwatch()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    _reset_peak_memory()
     reply: dict[str, Any] = {"uid": job["uid"], "reason": None, "message": ""}
     try:
-        render_asset(
+        meta = render_asset(
             job, RenderSpec(**settings["spec"]), settings["config_hash"], settings["threads"], watch
         )
+        reply |= {"device": meta["device"], "input_sha256": meta["source"]["sha256"]}
     except AssetFailure as failure:
         reply |= {"reason": failure.reason, "message": failure.message}
     except MemoryError:
@@ -154,8 +188,8 @@ def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         reply |= {"reason": "crash", "message": line[:500]}
     watch.seconds["total"] = round(time.perf_counter() - start, 4)
-    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return reply | {"seconds": watch.seconds, "rss_mb": round(rss_mb, 1)}
+    watch.seconds["cpu"] = round(time.process_time() - cpu_start, 4)
+    return reply | {"seconds": watch.seconds, "rss_mb": round(_peak_memory_mb(), 1)}
 
 
 def _die_with_parent(parent: int) -> None:
