@@ -1,7 +1,9 @@
 """python -m data_pipeline COMMAND key=value ...: assets to verified shards."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -9,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from data_pipeline.command_line import USAGE_ERROR, run
 from data_pipeline.contract import RenderSpec, UserError
 from data_pipeline.duplicates.command import of_files, of_samples, report
-from data_pipeline.inspection import inspect_sample
+from data_pipeline.inspection import inspect_shards
 from data_pipeline.render.command import render_assets
 from data_pipeline.render.options import RenderOptions
-from data_pipeline.shards.manifest import verify_shards
 from data_pipeline.shards.pack import pack_samples
+from data_pipeline.shards.repair import repair_shards
+from data_pipeline.shards.rerender import rerender
+from data_pipeline.shards.verify import report_faults, verify_shards
 from data_pipeline.stats.command import print_stats
 
 
@@ -37,9 +41,19 @@ def verify(config: DictConfig) -> None:
     if config.mode not in ("fast", "full"):
         raise UserError(f"mode={config.mode} is not known: choose fast or full")
     faults = verify_shards(Path(config.shards), config.kind, full=config.mode == "full")
-    if faults:
-        raise UserError(f"{len(faults)} faults in {config.shards}: {'; '.join(faults[:10])}")
+    report_faults(faults, Path(config.shards), config.kind)
     print(f"{config.shards}: sound ({config.mode})")
+
+
+def repair(config: DictConfig) -> None:
+    """Mend damaged shards from the staging folder, and render again what is lost."""
+    staging, shards = Path(config.out), Path(config.shards)
+    how = {key: config[key] for key in RenderOptions.__dataclass_fields__}
+
+    def render_lost(uids: Sequence[str], manifest: dict[str, Any]) -> None:
+        rerender(uids, manifest, staging, lambda: instantiate(config.source).assets(), **how)
+
+    repair_shards(staging, shards, render_lost)
 
 
 def stats(config: DictConfig) -> None:
@@ -49,8 +63,8 @@ def stats(config: DictConfig) -> None:
 
 
 def inspect(config: DictConfig) -> None:
-    """Print a sample's metadata and draw its views."""
-    inspect_sample(
+    """Print what a set, a shard or a sample (uid=, png= for its views) holds."""
+    inspect_shards(
         Path(config.shards), config.uid, None if config.png is None else Path(config.png)
     )
 
@@ -69,6 +83,7 @@ COMMANDS = {
     "render": render,
     "pack": pack,
     "verify": verify,
+    "repair": repair,
     "stats": stats,
     "inspect": inspect,
     "duplicates": duplicates,

@@ -76,6 +76,8 @@ def blender_version(python: Path) -> str:
     """Return the version of the bpy package, without the seconds that importing it takes."""
     probe = "import importlib.metadata as m; print(m.version('bpy'))"
     done = subprocess.run([str(python), "-c", probe], capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise UserError(f"{python} was killed (signal {-done.returncode}): run the command again")
     if done.returncode:
         raise UserError(f"{python} has no bpy package: run `make install` again")
     return done.stdout.strip()

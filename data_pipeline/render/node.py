@@ -99,6 +99,8 @@ class Node:
                 continue
             asset = attempt.asset
             fetching.start(queue.following())
+            while not fetching.is_here(asset):
+                yield None  # the farm goes on watching its workers
             try:
                 if problem := fetching.wait_for(asset):
                     raise AssetFailure("unreadable", problem)

@@ -7,18 +7,24 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.contract import UserError, check_meta
-from data_pipeline.shards.manifest import MANIFEST_NAME
+from data_pipeline.shards.manifest import MANIFEST_NAME, ShardSet, read_manifest
+from data_pipeline.shards.verify import unlisted, verify_shards
 from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.staging import Staging
+
+CONFIG_KEYS = ("config_hash", "render_spec", "blender", "renderer")
+"""What a manifest takes from a staging folder's render.json."""
 
 
 def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> dict[str, Any]:
     """Pack every finished sample, in the order of uids, and return the manifest.
 
-    Nothing is written when `shards` already holds exactly these samples.
+    The files are a function of the samples alone. Nothing is written when `shards` already holds
+    exactly these samples, unharmed as far as sizes tell.
 
     Raises:
-        UserError: nothing is staged, or a sample was rendered under another config.
+        UserError: nothing is staged, a sample or the set that is there already was rendered under
+            another config, or the set's folder holds files of others.
     """
     staging = Staging(staging_root)
     uids = staging.done_uids()
@@ -28,24 +34,17 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
             f"(python -m data_pipeline render out={staging_root})"
         )
     render = staging.render_record()
-    extra = {key: render[key] for key in ("config_hash", "render_spec", "blender", "renderer")}
-    extra |= {"kind": "samples", "samples_per_shard": samples_per_shard}
-    packed = _packed_already(shards, uids, extra)
-    if packed is not None:
-        print(f"{shards}: {len(uids)} samples are packed already")
-        return packed
-    name = f"render-{render['config_hash']}"
-    with ShardWriter(shards, name, samples_per_shard) as writer:
+    extra = {key: render[key] for key in CONFIG_KEYS}
+    extra |= {"kind": "samples", "samples_per_shard": samples_per_shard, "set_version": 1}
+    if (shards / MANIFEST_NAME).is_file():
+        old = _replaceable_manifest(shards, render["config_hash"], staging_root)
+        if _holds_exactly(shards, uids, old, samples_per_shard):
+            print(f"{shards}: {len(uids)} samples are packed already")
+            return old
+        extra["set_version"] = old["set_version"] + 1
+    with ShardWriter(shards, f"render-{render['config_hash']}", samples_per_shard) as writer:
         for uid in tqdm(uids, desc="pack", unit="sample", delay=2):
-            members = staging.read(uid)
-            meta = json.loads(members["meta.json"])
-            check_meta(meta)
-            if meta["config_hash"] != render["config_hash"]:
-                raise UserError(
-                    f"sample {uid} is of config {meta['config_hash']}, the staging folder "
-                    f"is of {render['config_hash']}: sets do not mix; render it again"
-                )
-            writer.add(uid, members)
+            writer.add(uid, read_staged(staging, uid, render["config_hash"]))
         manifest = writer.finish(extra)
     print(
         f"{shards}: packed {manifest['num_samples']} samples into {len(manifest['shards'])} shards"
@@ -53,15 +52,40 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     return manifest
 
 
-def _packed_already(shards: Path, uids: list[str], extra: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest if the set holds the same uids under the same config."""
-    path = shards / MANIFEST_NAME
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    same = all(manifest.get(key) == value for key, value in extra.items())
-    listed = [uid for shard in manifest.get("shards", ()) for uid in shard["uids"]]
-    return manifest if same and listed == uids else None
+def read_staged(staging: Staging, uid: str, config_hash: str) -> dict[str, bytes]:
+    """Return the members of a finished sample, or raise UserError if its config is another."""
+    members = staging.read(uid)
+    meta = json.loads(members["meta.json"])
+    check_meta(meta)
+    if meta["config_hash"] != config_hash:
+        raise UserError(
+            f"sample {uid} in {staging.root} is of config {meta['config_hash']}, the set is of "
+            f"{config_hash}: sets do not mix; render it again"
+        )
+    return members
+
+
+def _replaceable_manifest(shards: Path, config_hash: str, staging_root: Path) -> dict[str, Any]:
+    """Return the manifest of the set that is to be replaced, or raise UserError: better not."""
+    manifest = read_manifest(shards, "samples")
+    if manifest["config_hash"] != config_hash:
+        raise UserError(
+            f"{shards} holds samples of config {manifest['config_hash']}, {staging_root} of "
+            f"{config_hash}: sets do not mix; name another shards=, or delete the old one"
+        )
+    if strangers := unlisted(shards, manifest):
+        raise UserError(
+            f"{strangers[0]} is no part of the set in {shards}, which would be replaced as a "
+            "whole: move it elsewhere"
+        )
+    return manifest
+
+
+def _holds_exactly(
+    shards: Path, uids: list[str], manifest: dict[str, Any], samples_per_shard: int
+) -> bool:
+    if manifest["samples_per_shard"] != samples_per_shard:
+        return False
+    if verify_shards(shards, "samples", full=False):
+        return False
+    return ShardSet(shards, "samples").uids == uids

@@ -44,6 +44,15 @@ class Fetching:
                 return
             self._coming[asset.uid] = self._pool.submit(asset.store.fetch, asset)
 
+    def is_here(self, asset: Asset) -> bool:
+        """Return whether `wait_for` would return at once; begin to fetch the file if need be."""
+        if asset.store is None:
+            return True
+        if asset.uid not in self._coming:
+            asset.store.admit(asset, waited_for=True)
+            self._coming[asset.uid] = self._pool.submit(asset.store.fetch, asset)
+        return self._coming[asset.uid].done()
+
     def wait_for(self, asset: Asset) -> str | None:
         """Return when the file is there, or with the reason why it cannot be had.
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -57,7 +57,13 @@ def is_rendering(root: Path, uid: str) -> bool:
 
 
 def workers_of(process: int | None = None) -> list[psutil.Process]:
-    return psutil.Process(process).children(recursive=True)
+    """Return the Blender workers of a driver, of this process by default."""
+    workers = []
+    for child in psutil.Process(process).children(recursive=True):
+        with suppress(psutil.Error):
+            if "data_pipeline.render.blender.worker" in child.cmdline():
+                workers.append(child)
+    return workers
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import webdataset
 
 from data_pipeline.contract import UserError
 from data_pipeline.loading.order import GlobalOrder
-from data_pipeline.shards.manifest import ShardSet, verify_shards
+from data_pipeline.shards.manifest import ShardSet
+from data_pipeline.shards.verify import verify_shards
 from data_pipeline.shards.writer import ShardWriter
 
 MEMBERS = {
