@@ -25,7 +25,7 @@ def render(config: DictConfig) -> None:
     """Render the source's assets into a staging folder."""
     staging = Path(config.out)
     assets = instantiate(config.source).assets()
-    spec = RenderSpec(**{key: config[key] for key in RenderSpec.__dataclass_fields__})
+    spec = RenderSpec.from_mapping(config)
     how = {key: config[key] for key in RenderOptions.__dataclass_fields__}
     summary = render_assets(assets, staging, spec, **how)
     print(f"{staging}: {summary}")

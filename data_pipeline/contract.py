@@ -9,10 +9,9 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,10 +177,10 @@ class QaLimits:
     max_missing_textures: int = 0  #    missing_texture: images that materials use and lack
     min_colour_spread: float = 2.0  #   levels of 255 between darkest and brightest, any channel
     max_pink_share: float = 0.02  #     magenta pixels: how Cycles shows a missing image
-    max_away_share: float = 0.02  #     normals that look away from the camera
+    max_away_share: float = 0.05  #     normals that look away from the camera
     max_reprojection_px: float = 0.01  # a position's distance from its own pixel's centre
     max_normal_angle_deg: float = 25.0  # median, shading normal against the gradient of coord
-    max_flip_share: float = 0.02  #     normals opposed to the gradient of coord
+    max_flip_share: float = 0.05  #     normals opposed to the gradient of coord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +194,6 @@ class Hdri:
     paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", tuple(str(path) for path in self.paths))
         for path in self.paths:
             if not Path(path).is_file():
                 raise UserError(f"hdri.paths: no file at {path}")
@@ -244,10 +242,6 @@ class RenderSpec:
     qa: QaLimits = field(default_factory=QaLimits)
 
     def __post_init__(self) -> None:
-        for name, kind in (("hdri", Hdri), ("qa", QaLimits)):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):  # from a config file, or from JSON
-                object.__setattr__(self, name, kind(**cast(dict[str, Any], value)))
         view_layout(self.layout)
         if self.resolution_px < 16 or self.resolution_px % 8:
             raise UserError(
@@ -269,6 +263,16 @@ class RenderSpec:
                 raise UserError(f"{key}={getattr(self, key)} must be at least {least}")
         if not self.lightings:
             raise UserError("layout=random has no views of its own: give random_views=N as well")
+
+    @classmethod
+    def from_mapping(cls, values: Any) -> "RenderSpec":
+        """Return the spec of plain values: a config, or what `dataclasses.asdict` gives."""
+        plain = {key: values[key] for key in cls.__dataclass_fields__ if key not in ("hdri", "qa")}
+        return cls(
+            **plain,
+            hdri=Hdri(paths=tuple(str(path) for path in values["hdri"]["paths"])),
+            qa=QaLimits(**{key: values["qa"][key] for key in QaLimits.__dataclass_fields__}),
+        )
 
     @property
     def lightings(self) -> tuple[str, ...]:

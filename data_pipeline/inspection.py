@@ -65,6 +65,8 @@ def contact_sheet(members: dict[str, bytes]) -> NDArray[np.uint8]:
         _labelled_row(name, [_tile(view) for view in _as_rgb8(members[f"{name}.png"], len(names))])
         for name in _MODALITIES
     ]
+    if "albedo.png" in members:
+        rows.append(_albedo_row(members["albedo.png"], meta["lightings"]))
     label_px = rows[0].shape[1] - len(names) * _tile_pitch(rows[0])
     heading = np.full((30, rows[0].shape[1], 3), _PAPER, np.uint8)
     for k, name in enumerate(names):
@@ -79,6 +81,15 @@ def contact_sheet(members: dict[str, bytes]) -> NDArray[np.uint8]:
     for k, line in enumerate(told):
         _write(title, line, _MARGIN_PX, 22 + 22 * k)
     return np.concatenate([title, heading, *rows])
+
+
+def _albedo_row(content: bytes, lightings: list[str]) -> NDArray[Any]:
+    """Return the row of base colours, which only lit views have beside their rgb."""
+    lit = [k for k, lighting in enumerate(lightings) if lighting != "albedo"]
+    stored = _as_rgb8(content, len(lit))
+    views: NDArray[Any] = np.full((len(lightings), *stored.shape[1:]), _PAPER, np.uint8)
+    views[lit] = stored
+    return _labelled_row("albedo", [_tile(views[k]) for k in range(len(views))])
 
 
 def _as_rgb8(content: bytes, num_views: int) -> NDArray[Any]:
@@ -105,7 +116,7 @@ def _tile(view: NDArray[Any]) -> NDArray[Any]:
     return np.pad(view, ((0, _MARGIN_PX), (0, _MARGIN_PX), (0, 0)), constant_values=_PAPER)
 
 
-def _labelled_row(name: str, tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def _labelled_row(name: str, tiles: list[NDArray[Any]]) -> NDArray[Any]:
     label = np.full((tiles[0].shape[0], 80, 3), _PAPER, np.uint8)
     _write(label, name, _MARGIN_PX, tiles[0].shape[0] // 2)
     return np.concatenate([label, *tiles], axis=1)

@@ -36,7 +36,7 @@ class Scale:
     rebuilds: int
 
 
-FULL = Scale(40, 64, 120, 1200, 200, 5, 20, 8)
+FULL = Scale(200, 64, 240, 1400, 200, 6, 20, 8)
 SHORT = Scale(12, 64, 30, 40, 20, 2, 8, 3)
 """For continuous integration: every stage, too little training for a good result."""
 
@@ -72,7 +72,8 @@ def stages_before_prompts(run: Path, assets: Path | None, scale: Scale) -> list[
     return [
         Stage("render", "Render every asset in Blender", (
             "-m", "data_pipeline", "render", *source, f"out={staging}",
-            f"resolution_px={scale.resolution_px}", "samples=8")),
+            f"resolution_px={scale.resolution_px}", "samples=8", "surface_points=4096",
+            "sdf_points=4096")),
         Stage("pack", "Pack the samples into shards",
               ("-m", "data_pipeline", "pack", f"out={staging}", on_shards)),
         Stage("autoencoder", "Train the image autoencoder",

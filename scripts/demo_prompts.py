@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.codec import decode_views
+from data_pipeline.command_line import compose
 from data_pipeline.contract import make_uid
+from data_pipeline.loading.split import held_back
 from data_pipeline.shards.manifest import ShardSet
 from data_pipeline.sources.patterns import COLOURS, caption
 from data_pipeline.sources.shapes import CATEGORIES
@@ -29,21 +31,29 @@ def choose_prompts(shards: Path, count: int, *, invent: bool) -> list[Prompt]:
     """Return different prompts: learned captions first, then new combinations.
 
     Args:
-        shards: the samples that were trained on.
+        shards: the samples; of those that training never saw, no caption is taken.
         count: how many.
         invent: replace half of them by combinations of a learned category and colour that no sample
             shows; only for procedural assets, whose captions follow a known grammar.
     """
-    shard_set = ShardSet(shards, "samples")
-    captions: dict[str, None] = {}
-    for i in range(len(shard_set)):
-        meta = json.loads(shard_set.read(i)["meta.json"])
-        captions.update(dict.fromkeys(meta["captions"][:1]))
-    texts = list(captions)
-    new = _unseen_combinations(texts, count // 2) if invent else []
+    texts = learned_captions(shards)
+    new = unseen_combinations(texts, count // 2) if invent else []
     wanted = min(count - len(new), len(texts))
     spread = [texts[i * len(texts) // wanted] for i in range(wanted)]
     return [Prompt(text, True) for text in spread] + [Prompt(text, False) for text in new]
+
+
+def learned_captions(shards: Path) -> list[str]:
+    """Return the different captions of the samples that the tiny experiments train on."""
+    shard_set = ShardSet(shards, "samples")
+    num_val = compose("train", ["experiment=tiny/latent_diffusion"]).data.num_val
+    hidden = set(held_back(shard_set.uids, num_val))
+    captions: dict[str, None] = {}
+    for i in range(len(shard_set)):
+        if i not in hidden:
+            meta = json.loads(shard_set.read(i)["meta.json"])
+            captions.update(dict.fromkeys(meta["captions"][:1]))
+    return list(captions)
 
 
 def pictured_sample(shards: Path, text: str) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def pictured_sample(shards: Path, text: str) -> dict[str, Any]:
     return {"sample": sample, "num_samples": len(shard_set)}
 
 
-def _unseen_combinations(texts: list[str], count: int) -> list[str]:
+def unseen_combinations(texts: list[str], count: int) -> list[str]:
     """Return captions of a plain surface whose category and colour were learned, but apart."""
     words = [set(text.split()) for text in texts]
     found: list[str] = []

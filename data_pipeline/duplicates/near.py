@@ -45,7 +45,7 @@ class Limits:
     shape_bits: int = 40
     box: float = 0.06
     depth: float = 0.014
-    copy_bits: int = 12
+    copy_bits: int = 8
     copy_colour: float = 0.006
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,18 @@ class ShardSet:
                 f"{self.manifest['num_samples']}: {mend}"
             )
         self._members = sorted(self.manifest["members"])
+        self._uids: list[str] | None = None
         self._files: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
-    @cached_property
+    @property
     def uids(self) -> list[str]:
-        """The uids of all samples, ascending."""
-        return [uid.decode() for uid in self.index.uids.tolist()]
+        """The uids of all samples, ascending; made at the first use."""
+        if self._uids is None:
+            self._uids = [uid.decode() for uid in self.index.uids.tolist()]
+        return self._uids
 
     @property
     def sha256(self) -> str:

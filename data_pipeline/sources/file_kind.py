@@ -40,6 +40,7 @@ OTHERS = (
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"gltf", "a GLB file"),
     (b"kaydara fbx binary", "a binary FBX file"),
+    (b"; fbx", "an ASCII FBX file: save it as binary FBX"),
     (b"solid ", "an STL file"),
     (b"ply\n", "a PLY file"),
     (b"#usda", "a USD text file"),

@@ -10,7 +10,7 @@ surface ends where the views say so and walls that no view sees (a mug's inner s
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -29,6 +29,9 @@ class ClassicalSettings:
         carve_band: free space is known to within this distance of an observed depth.
         margin: how far IMLS may depart from free space where points are near.
         sheet: sheets are thickened to at least this many spacings.
+        thickness: and to at least this, in world units: a grid with wider steps tears them.
+        kept_thickness: what is left of a sheet's thickness once it is a mesh: its two sides must
+            not be confused.
         smoothing: share of the views' disagreement that is smoothed over; all of it would melt thin
             parts, and disagreement is mostly shifts of whole views, which no smoothing mends.
         truncation: distances are cut off here, in world units.
@@ -40,6 +43,8 @@ class ClassicalSettings:
     carve_band: float = 1.5
     margin: float = 0.75
     sheet: float = 1.0
+    thickness: float = 0.0
+    kept_thickness: float = 0.3
     smoothing: float = 0.2
     truncation: float = 0.05
 
@@ -60,6 +65,7 @@ class FieldSample:
     nearest: Float[ndarray, " p"]
     free: Float[ndarray, " p"]
     doubt: Float[ndarray, " p"]
+    thickened: Float[ndarray, " p"]
 
 
 class ClassicalField:
@@ -104,32 +110,70 @@ class ClassicalField:
         band = self.carve_band
         # Where free space changes sign away from any point, it alone says where the surface is.
         value *= np.minimum(np.abs(free) / band, 1.0)
+        thickened = np.zeros(len(points))
         if near.any():
             plane, sheet = self._imls(points[near], distance[near], index[near], free[near])
             trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
             margin = trust * (settings.margin * spacing + sheet)
             value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
+            thickened[near] = sheet
         unseen = np.clip((nearest / self.observation.spacing - 1.0) / 2.0, 0.0, 1.0)
-        noisy = min(self.noise / self.observation.spacing, 1.0)
+        noisy = min(4.0 * self.noise / self.observation.spacing, 1.0)
         return FieldSample(
             distance=np.clip(value, -truncation, truncation),
             nearest=nearest,
             free=free,
             doubt=1.0 - (1.0 - unseen) * (1.0 - noisy),
+            thickened=thickened,
         )
 
-    def features(self, sample: FieldSample) -> Float[ndarray, "p 4"]:
-        """Return distance, nearest, free and doubt of a sample in [-1, 1]: what networks read."""
+    def thinned(
+        self, vertices: Float[ndarray, "v 3"], normals: Float[ndarray, "v 3"]
+    ) -> Float[ndarray, "v 3"]:
+        """Return a mesh's vertices moved back in where a sheet was thickened for the grid's sake.
+
+        Args:
+            vertices: positions on the zero set.
+            normals: unit normals, outwards.
+        """
+        kept = self.settings.kept_thickness * self.observation.spacing / 2.0
+        moved_out = self.sample(vertices).thickened
+        return vertices - np.maximum(moved_out - kept, 0.0)[:, None] * normals
+
+    def features(
+        self, points: Float[ndarray, "p 3"], sample: FieldSample
+    ) -> Float[ndarray, "p 13"]:
+        """Return what networks read of the field at some points, in [-1, 1].
+
+        Distance, nearest, free and doubt of the sample; how far each of the four views that look
+        farthest past the point does so; the distance to the planes of the four and of the sixteen
+        nearest points, the spread of the latter and how well their normals agree; and the noise.
+
+        Args:
+            points: world positions.
+            sample: the field there.
+        """
         truncation = self.settings.truncation
-        return np.stack(
-            [
-                sample.distance / truncation,
-                np.minimum(sample.nearest / truncation, 1.0),
-                sample.free / self.carve_band,
-                sample.doubt,
-            ],
-            axis=1,
-        )
+        own = [
+            sample.distance / truncation,
+            np.minimum(sample.nearest / truncation, 1.0),
+            sample.free / self.carve_band,
+            sample.doubt,
+        ]
+        views = np.full((max(len(self.observation.cameras), 4), len(points)), -1.0)
+        for view in range(len(self.observation.cameras)):
+            seen_past, inside = self._seen_past(points, view, truncation)
+            views[view, inside] = seen_past / truncation
+        farthest = np.sort(views, axis=0)[::-1][:4]
+        ranks = list(range(1, min(16, len(self._points.position)) + 1))
+        _, index = self._tree.query(points, k=ranks)
+        normal = self._points.normal[index]
+        plane = np.einsum("pkc,pkc->pk", normal, points[:, None] - self._points.position[index])
+        plane /= truncation
+        agreement = np.linalg.norm(normal.mean(axis=1), axis=1)
+        planes = [plane[:, :4].mean(axis=1), plane.mean(axis=1), plane.std(axis=1), agreement]
+        noise = np.full(len(points), self.noise / truncation)
+        return np.clip(np.stack([*own, *farthest, *planes, noise], axis=1), -1.0, 1.0)
 
     def colour(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
@@ -153,29 +197,41 @@ class ClassicalField:
         Positive: some view looks through the point. Negative: every view that has the point in its
         image sees a surface before it. Zero crossings lie midway between pixels at a step in depth.
         """
-        observation = self.observation
-        band = self.carve_band
-        free = np.full(len(points), -band)
-        for camera, depth in zip(observation.cameras, observation.depth, strict=True):
-            pixels, own = camera.project(points, depth.shape[-1])
-            padded = np.pad(depth, 1, constant_values=np.inf)
-            x, y = (pixels + 0.5).T
-            inside = (x >= 0.5) & (y >= 0.5) & (x <= padded.shape[1] - 1.5)
-            inside &= (y <= padded.shape[0] - 1.5) & (own > 0)
-            x, y, own = x[inside], y[inside], own[inside]
-            column, row = x.astype(np.int64), y.astype(np.int64)
-            fx, fy = x - column, y - row
-            total = np.zeros(len(x))
-            for dx, dy, weight in (
-                (0, 0, (1 - fx) * (1 - fy)),
-                (1, 0, fx * (1 - fy)),
-                (0, 1, (1 - fx) * fy),
-                (1, 1, fx * fy),
-            ):
-                before = np.clip(padded[row + dy, column + dx] - own, -band, band)
-                total += weight * before
-            free[inside] = np.maximum(free[inside], total)
+        free = np.full(len(points), -self.carve_band)
+        for view in range(len(self.observation.cameras)):
+            seen_past, inside = self._seen_past(points, view, self.carve_band)
+            free[inside] = np.maximum(free[inside], seen_past)
         return free
+
+    def _seen_past(
+        self, points: Float[ndarray, "p 3"], view: int, band: float
+    ) -> tuple[Float[ndarray, " q"], Bool[ndarray, " p"]]:
+        """Return how far before what a view saw those points lie that are in its image, and which.
+
+        Args:
+            points: world positions.
+            view: index of the view.
+            band: distances are cut off here, either way; world units.
+        """
+        camera, depth = self.observation.cameras[view], self.observation.depth[view]
+        pixels, own = camera.project(points, depth.shape[-1])
+        padded = np.pad(depth, 1, constant_values=np.inf)
+        x, y = (pixels + 0.5).T
+        inside = (x >= 0.5) & (y >= 0.5) & (x <= padded.shape[1] - 1.5)
+        inside &= (y <= padded.shape[0] - 1.5) & (own > 0)
+        x, y, own = x[inside], y[inside], own[inside]
+        column, row = x.astype(np.int64), y.astype(np.int64)
+        fx, fy = x - column, y - row
+        total = np.zeros(len(x))
+        for dx, dy, weight in (
+            (0, 0, (1 - fx) * (1 - fy)),
+            (1, 0, fx * (1 - fy)),
+            (0, 1, (1 - fx) * fy),
+            (1, 1, fx * fy),
+        ):
+            before = np.clip(padded[row + dy, column + dx] - own, -band, band)
+            total += weight * before
+        return total, inside
 
     def _imls(
         self,
@@ -208,7 +264,7 @@ class ClassicalField:
         # The other side of a sheet: opposed neighbours, at a thickness of leading + opposed plane.
         opposed = (facing < -0.5) & ~missing
         thickness = np.where(opposed, -(plane + plane[rows, leading][:, None]), np.inf).min(axis=1)
-        wanted = settings.sheet * self.observation.spacing
+        wanted = max(settings.sheet * self.observation.spacing, settings.thickness)
         sheet = np.clip((wanted - np.maximum(thickness, 0.0)) / 2.0, 0.0, wanted / 2.0)
         return value, sheet
 

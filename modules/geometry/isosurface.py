@@ -21,6 +21,9 @@ from modules.geometry.well_composed import join_diagonals
 DistanceFunction = Callable[[ndarray], ndarray]
 """Maps world points `(p, 3)` to signed distances `(p,)`, positive outside."""
 
+GRID_HALF_SIDE = 0.54
+"""Grids span [-GRID_HALF_SIDE, GRID_HALF_SIDE]^3: the unit cube and a margin."""
+
 LEAST_SHARE = 0.01
 """Grid values are at least this share of a cell away from 0. Where the surface passes through a
 grid vertex, vertices of up to twelve cells would share its place and join what only touches."""
@@ -30,7 +33,7 @@ def extract_isosurface(
     distance: DistanceFunction,
     cells: int,
     points: Float[ndarray, "n 3"],
-    half_side: float = 0.54,
+    half_side: float = GRID_HALF_SIDE,
 ) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
     """Return the zero set of a distance function on a grid, evaluated near the surface only.
 

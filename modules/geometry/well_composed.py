@@ -69,7 +69,7 @@ def _nearest(
     cells = np.argwhere(where)
     start = np.array([[axis.start for axis in corner] for corner in corners])
     vertex = cells[:, None] + start[None]
-    flat = np.ravel_multi_index(tuple(np.moveaxis(vertex, -1, 0)), values.shape)
+    flat = np.asarray(np.ravel_multi_index(tuple(np.moveaxis(vertex, -1, 0)), values.shape))
     return flat[np.arange(len(cells)), values.ravel()[flat].argmin(axis=1)]
 
 

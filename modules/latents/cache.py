@@ -1,21 +1,17 @@
-"""Encode a set of samples once: the statistics of its latents, and the members of latent shards."""
+"""A cache of latents: what it says of itself, the statistics of its latents, its members."""
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError
-from modules.latents.codec import LatentCodec, encode_images, pack
-from modules.latents.spec import LatentSpec, fingerprint
-
-Batches = Callable[[], Iterable[dict[str, Any]]]
-"""Starts a pass over the set: batches with `uid`, `captions` and `images` (b m v 3 h w)."""
+from modules.latents.raw_parts import RawPart
+from modules.latents.spec import LatentSpec
 
 
 def read_cache(directory: Path) -> dict[str, Any]:
@@ -36,26 +32,24 @@ def read_cache(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def measure_spec(autoencoder: nn.Module, images: Iterable[Tensor], *, packing: int) -> LatentSpec:
-    """Return the spec of an autoencoder's latents on a training set, in batches (b m v 3 h w).
+def measure_spec(parts: Iterable[RawPart], *, packing: int, autoencoder: str) -> LatentSpec:
+    """Return the spec of a set of packed latents.
 
     The mean is taken per modality and packed channel, the standard deviation per modality over all
     its channels. One deviation for all keeps the relative sizes of channels: detail is weaker than
     layout, is covered by noise first and weighs less in the loss, as it does in the image.
 
+    Args:
+        parts: the whole set.
+        packing: of the latents.
+        autoencoder: fingerprint of what encoded them.
+
     Raises:
-        UserError: the images' size does not fit the packing.
+        UserError: the set is empty.
     """
     count, total, total_square, shape = 0, torch.zeros(1), torch.zeros(1), None
-    for batch in images:
-        chunks = batch.flatten(0, 2).split(64)
-        raw = torch.cat([encode_images(autoencoder, chunk) for chunk in chunks])
-        if raw.shape[-1] % packing:
-            raise UserError(
-                f"packing={packing} does not divide the {raw.shape[-1]} latent cells of "
-                f"{batch.shape[-1]} px images: choose another packing"
-            )
-        latents = pack(raw.unflatten(0, batch.shape[:3]), packing).double()
+    for part in parts:
+        latents = part.latents.double()
         shape = latents.shape
         total = total + latents.sum(dim=(0, 2, 4, 5))
         total_square = total_square + latents.square().sum(dim=(0, 2, 4, 5))
@@ -70,30 +64,20 @@ def measure_spec(autoencoder: nn.Module, images: Iterable[Tensor], *, packing: i
         mean=mean.tolist(),
         std=std.tolist(),
         origin=f"mean per channel, std per modality, over {count} cells of the training set",
-        autoencoder=fingerprint(autoencoder),
+        autoencoder=autoencoder,
         num_views=shape[2],
         grid=shape[-1],
     )
 
 
-@torch.no_grad()
-def encode_set(
-    autoencoder: nn.Module, batches: Batches, *, packing: int
-) -> tuple[LatentSpec, Iterator[tuple[str, dict[str, bytes]]]]:
-    """Return the set's spec, and an iterator over uid and shard members of every sample.
-
-    The set is read twice, so it need not fit in memory.
-    """
-    spec = measure_spec(autoencoder, (batch["images"] for batch in batches()), packing=packing)
-    return spec, _members(LatentCodec(autoencoder, spec), batches())
-
-
-def _members(
-    codec: LatentCodec, batches: Iterable[dict[str, Any]]
+def cache_members(
+    parts: Iterable[RawPart], spec: LatentSpec
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for batch in batches:
-        latents = codec.encode(batch["images"]).to(torch.float16).cpu().numpy()
-        for uid, captions, sample in zip(batch["uid"], batch["captions"], latents, strict=True):
+    """Yield uid and shard members of every sample: normalised latents as float16, and metadata."""
+    mean, std = (torch.tensor(values)[:, None, :, None, None] for values in (spec.mean, spec.std))
+    for part in parts:
+        latents = ((part.latents - mean) / std).to(torch.float16).numpy()
+        for uid, captions, sample in zip(part.uids, part.captions, latents, strict=True):
             array = io.BytesIO()
             np.save(array, sample)
             meta = {"uid": uid, "captions": captions, "conventions": CONVENTIONS_VERSION}

@@ -61,6 +61,25 @@ def unpack(
     return flat.unflatten(0, latents.shape[:-3])
 
 
+@torch.no_grad()
+def encode_packed(
+    autoencoder: Any, images: Float[Tensor, "*batch 3 h w"], packing: int, chunk: int = 64
+) -> Float[Tensor, "*batch c hl wl"]:
+    """Return packed latents that are not normalised yet, `chunk` images at a time.
+
+    Raises:
+        UserError: the images' size does not fit the packing.
+    """
+    chunks = images.flatten(0, -4).split(chunk)
+    raw = torch.cat([encode_images(autoencoder, each) for each in chunks])
+    if raw.shape[-1] % packing:
+        raise UserError(
+            f"packing={packing} does not divide the {raw.shape[-1]} latent cells of "
+            f"{images.shape[-1]} px images: choose another packing"
+        )
+    return pack(raw.unflatten(0, images.shape[:-3]), packing)
+
+
 class LatentCodec(nn.Module):
     """An autoencoder with the packing and normalisation of a latent spec.
 
@@ -90,9 +109,8 @@ class LatentCodec(nn.Module):
         self, images: Float[Tensor, "b m v 3 h w"]
     ) -> Float[Tensor, "b m v c grid_h grid_w"]:
         """Encode images in [-1, 1] to packed, normalised latents."""
-        chunks = images.flatten(0, 2).split(self.chunk)
-        raw = torch.cat([encode_images(self.autoencoder, chunk) for chunk in chunks])
-        return (pack(raw.unflatten(0, images.shape[:3]), self.spec.packing) - self.mean) / self.std
+        packed = encode_packed(self.autoencoder, images, self.spec.packing, self.chunk)
+        return (packed - self.mean) / self.std
 
     @torch.no_grad()
     def decode(

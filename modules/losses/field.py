@@ -1,5 +1,7 @@
 """Losses on signed distance and colour fields."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,8 +12,9 @@ def distance_loss(
     target: Float[Tensor, "*n"],
     confidence: Float[Tensor, "*n"],
     truncation: float,
+    near: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Return the mean absolute error of truncated distances, in units of the truncation.
+    """Return the weighted mean absolute error of truncated distances, in units of the truncation.
 
     Where the sign of the target is not known, distances are compared without their signs.
 
@@ -20,12 +23,17 @@ def distance_loss(
         target: signed distances.
         confidence: how sure the target's sign is, in [0, 1]: the weight of the signed error.
         truncation: distances beyond it count as it.
+        near: weight of points within half of the truncation of the surface, where those farther
+            away have 1; infinite for the error of the near ones alone.
     """
+    weight = (target.abs() < 0.5 * truncation).to(predicted.dtype)
+    weight = weight if math.isinf(near) else 1.0 + (near - 1.0) * weight
     predicted = predicted.clamp(-truncation, truncation)
     target = target.clamp(-truncation, truncation)
     signed = (predicted - target).abs()
     unsigned = (predicted.abs() - target.abs()).abs()
-    return (confidence * signed + (1.0 - confidence) * unsigned).mean() / truncation
+    error = confidence * signed + (1.0 - confidence) * unsigned
+    return (weight * error).sum() / weight.sum().clamp_min(1e-6) / truncation
 
 
 def eikonal_loss(

@@ -34,7 +34,9 @@ class RefinedField:
             return sample.distance
         with torch.inference_mode():
             residual = self.refiner.distance_residual(
-                self._volumes, self._tensor(points), self._tensor(self.classical.features(sample))
+                self._volumes,
+                self._tensor(points),
+                self._tensor(self.classical.features(points, sample)),
             )
         return sample.distance + residual[0].cpu().numpy().astype(np.float64)
 
@@ -45,7 +47,7 @@ class RefinedField:
         base = self.classical.colour(points, normals)
         if self.refiner is None or not len(points):
             return base
-        features = self.classical.features(self.classical.sample(points))
+        features = self.classical.features(points, self.classical.sample(points))
         with torch.inference_mode():
             residual = self.refiner.colour_residual(
                 self._volumes, *(self._tensor(each) for each in (points, features, base, normals))

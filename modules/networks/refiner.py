@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from modules.geometry.evidence import COLOUR_CHANNELS, GEOMETRY_CHANNELS, VOLUME_HALF_SIDE
 
-EVIDENCE_CHANNELS = 4
-"""Features of a query point: see `FieldSample.features`."""
+EVIDENCE_CHANNELS = 13
+"""Features of a query point: see `ClassicalField.features`."""
 
 
 class FeatureVolumes(NamedTuple):
@@ -33,7 +33,7 @@ class Refiner(nn.Module):
     """
 
     def __init__(
-        self, width: int = 8, hidden: int = 48, side: int = 32, truncation: float = 0.05
+        self, width: int = 8, hidden: int = 64, side: int = 16, truncation: float = 0.05
     ) -> None:
         super().__init__()
         if side % 4:
@@ -61,7 +61,7 @@ class Refiner(nn.Module):
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
-        evidence: Float[Tensor, "b n 4"],
+        evidence: Float[Tensor, "b n 13"],
     ) -> Float[Tensor, "b n"]:
         """Return what to add to the classical distance, world units; 0 where there is no doubt."""
         features = torch.cat([_read(volumes.geometry, points), evidence], dim=-1)
@@ -72,7 +72,7 @@ class Refiner(nn.Module):
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
-        evidence: Float[Tensor, "b n 4"],
+        evidence: Float[Tensor, "b n 13"],
         base: Float[Tensor, "b n 3"],
         normals: Float[Tensor, "b n 3"],
     ) -> Float[Tensor, "b n 3"]:
@@ -86,7 +86,7 @@ class Refiner(nn.Module):
             normals: unit surface normals.
         """
         inputs = [_read(volumes.colour, points), evidence, 2.0 * base - 1.0, normals]
-        return self.colour_head(torch.cat(inputs, dim=-1)) * evidence[..., 3:]
+        return self.colour_head(torch.cat(inputs, dim=-1)) * evidence[..., 3:4]
 
 
 class VolumeUNet(nn.Module):

@@ -12,6 +12,7 @@ from data_pipeline.contract import Camera, UserError
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import (
+    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,
@@ -89,16 +90,17 @@ class Reconstructor:
         observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask)
         if not len(observation.position):
             raise UserError("the images show no surface: nothing can be rebuilt from them")
-        settings = ClassicalSettings()
+        settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
         field = RefinedField(classical, self.refiner)
         vertices, faces = extract_isosurface(field.distance, grid, observation.position)
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
-        vertices, faces = decimate(vertices, faces, self.num_faces)
-        if len(faces) == 0:
+        if not len(faces):
             raise UserError("the images show no surface: nothing can be rebuilt from them")
+        vertices = classical.thinned(vertices, smooth_normals(vertices, faces))
+        vertices, faces = decimate(vertices, faces, self.num_faces)
         vertices = round_apart(vertices, faces)
         atlas = unwrap(vertices, faces, texture_px)
         texture = bake(

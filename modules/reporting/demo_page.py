@@ -99,13 +99,17 @@ def _sample_rows(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training(run_dir: Path, title: str) -> dict[str, Any]:
-    """Return the loss curves of one stage: the total first, then its parts."""
+    """Return the loss curves of one stage, the total first; and its first and last validation."""
     prefix = "train/loss/"
+    every = read_csv_logs(run_dir)
     logged = {
-        key.removeprefix(prefix): curve
-        for key, curve in read_csv_logs(run_dir).items()
-        if key.startswith(prefix)
+        key.removeprefix(prefix): curve for key, curve in every.items() if key.startswith(prefix)
     }
+    validated = [
+        (key.removeprefix("val/"), f"{curve.value[0]:.3g}", f"{curve.value[-1]:.3g}")
+        for key, curve in sorted(every.items())
+        if key.startswith("val/") and len(curve.value) > 1
+    ]
     first = ("total", *MODALITIES)
     # Plain names are the terms of the loss, longer ones what it is compared with.
     rest = sorted((key for key in logged if key not in first), key=lambda key: (len(key), key))
@@ -117,6 +121,7 @@ def _training(run_dir: Path, title: str) -> dict[str, Any]:
         "chart": line_chart(curves, f"{title}: training loss over steps"),
         "legend": [(key, f"{last_value(curve):.3g}") for key, curve in curves.items()],
         "steps": int(steps) + 1,
+        "validated": validated,
     }
 
 

@@ -56,7 +56,7 @@ FIGURE_NOTES = (
     FigureNote("watertight", "Watertight", "higher", 2,
                "Share of meshes whose every edge joins exactly two faces, texture seams welded."),
     FigureNote("manifold", "Manifold", "higher", 2,
-               "Share of meshes without an edge of three faces or of two that run the same way."),
+               "Share of meshes without edges of three faces or surfaces that touch at a vertex."),
     FigureNote("components", "Parts", "", 0, "Connected parts."),
     FigureNote("degenerate_faces", "Degenerate faces", "lower", 0, "Faces without area."),
     FigureNote("faces", "Faces", "", 0, "Triangles."),

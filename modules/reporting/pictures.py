@@ -94,20 +94,6 @@ def side_by_side(images: Sequence[UInt8[ndarray, "h w c"]]) -> UInt8[ndarray, "h
     return np.concatenate(list(images), axis=1)
 
 
-def modality_strip(
-    images: Float[ndarray, "v 3 h w"], enlarge: int = 1
-) -> UInt8[ndarray, "h2 w2 3"]:
-    """Return the views of one modality side by side, each pixel as `enlarge` x `enlarge`.
-
-    Args:
-        images: one modality of the network's images, in [-1, 1].
-        enlarge: whole-number magnification; pixels stay squares.
-    """
-    unit = np.clip((images.transpose(0, 2, 3, 1) + 1.0) / 2.0, 0.0, 1.0)
-    strip = side_by_side(list(np.rint(unit * 255.0).astype(np.uint8)))
-    return strip.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-
-
 def to_png(image: UInt8[ndarray, "h w c"]) -> bytes:
     """Encode an RGB or RGBA image as PNG."""
     order = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR

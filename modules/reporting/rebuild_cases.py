@@ -23,7 +23,10 @@ from modules.reporting.folder_cases import SUFFIXES, file_digest
 class StoredSamples(Protocol):
     """What this file needs of data_pipeline's ShardSet."""
 
-    uids: list[str]
+    @property
+    def uids(self) -> list[str]:
+        """The uids of all samples."""
+        ...
 
     @property
     def sha256(self) -> str:

@@ -1,5 +1,6 @@
 """Recipe of the refiner-decoder: residuals on the classical field, learned from spoilt images."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
         corruption: how images are spoilt.
+        near_weight: of distances near the surface; those far away are mostly right already.
         colour_weight: of the colour error.
         eikonal_weight: of the deviation of the gradient's length from 1.
         eikonal_points: points a sample at which the gradient is taken.
@@ -49,6 +51,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
         corruption: Corruption,
+        near_weight: float = 5.0,
         colour_weight: float = 1.0,
         eikonal_weight: float = 0.002,
         eikonal_points: int = 128,
@@ -62,6 +65,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
             scheduler,
         )
         self.corruption = corruption
+        self.near_weight = near_weight
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_points, self.eikonal_step = eikonal_points, eikonal_step
         self.seed = seed
@@ -128,15 +132,19 @@ class RefinerDecoderSystem(lightning.LightningModule):
         shifted = distance[:, count:].unflatten(1, (-1, 3))
         # Truncated fields are flat far away; only where the truth is not do gradients count.
         steep = (target[:, : self.eikonal_points].abs() < 0.6 * truncation).float()
-        return {
-            "distance": distance_loss(distance[:, :count], target, confidence, truncation),
+        figures = {
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
-            "classical_distance": distance_loss(
-                inputs["distance"][:, :count], target, confidence, truncation
-            ),
             "classical_colour": colour_loss(base, albedo),
         }
+        for prefix, predicted in (("", distance), ("classical_", inputs["distance"])):
+            for name, near in (("distance", self.near_weight), ("near_distance", math.inf)):
+                figures[prefix + name] = distance_loss(
+                    predicted[:, :count], target, confidence, truncation, near
+                )
+        # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
+        classical = figures["classical_near_distance"].clamp_min(1e-6)
+        return figures | {"classical_ratio": figures["near_distance"] / classical}
 
     def classical_inputs(
         self, batch: dict[str, Any], rng: np.random.Generator
@@ -179,8 +187,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         return {
             "points": points,
             "distance": sampled.distance,
-            "features": field.features(sampled),
-            "surface_features": field.features(field.sample(surface)),
+            "features": field.features(points, sampled),
+            "surface_features": field.features(surface, field.sample(surface)),
             "base": field.colour(surface, sample["surface_normal"].astype(np.float64)),
             "geometry": geometry,
             "colour": colour,

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,21 @@ from data_pipeline.shards.writer import ShardWriter
 NUM_POINTS = 256
 
 
-def sphere_members(uid: str, colour: tuple[int, int, int], resolution_px: int) -> dict[str, bytes]:
-    """Return the members of a sample: a sphere of radius 0.5 in one colour, seen by ortho6."""
+def sphere_members(
+    uid: str,
+    colour: tuple[int, int, int],
+    resolution_px: int,
+    radius: float = 0.5,
+    captions: tuple[str, ...] = (),
+) -> dict[str, bytes]:
+    """Return the members of a sample: a sphere in one colour, seen by ortho6."""
     cameras = view_layout("ortho6")
     hits, coords = [], []
     for camera in cameras:
         origins, directions = camera.rays(resolution_px)
         along = -(origins * directions).sum(-1, keepdims=True)
         foot = origins + along * directions
-        inside = 0.25 - (foot**2).sum(-1, keepdims=True)
+        inside = radius**2 - (foot**2).sum(-1, keepdims=True)
         hits.append(inside[..., 0] > 0)
         coords.append(foot - np.sqrt(np.maximum(inside, 0.0)) * directions)
     hit, coord = np.stack(hits), np.stack(coords)
@@ -40,26 +47,43 @@ def sphere_members(uid: str, colour: tuple[int, int, int], resolution_px: int) -
     geometry = io.BytesIO()
     np.savez(
         geometry,
-        surface_position=(0.5 * directions).astype(np.float32),
+        surface_position=(radius * directions).astype(np.float32),
         surface_normal=directions.astype(np.float32),
         surface_albedo=np.broadcast_to(np.array(colour, np.uint8), (NUM_POINTS, 3)),
         sdf_position=queries.astype(np.float32),
-        sdf_distance=(np.linalg.norm(queries, axis=1) - 0.5).astype(np.float32),
+        sdf_distance=(np.linalg.norm(queries, axis=1) - radius).astype(np.float32),
         sdf_confidence=np.ones(NUM_POINTS, np.float32),
     )
+    images = {"rgb": rgba.astype(np.uint8), "normal": coord / radius, "coord": coord, "hit": hit}
+    return members(uid, captions or (f"sphere {uid}",), images, geometry.getvalue())
+
+
+def members(
+    uid: str, captions: Sequence[str], images: dict[str, np.ndarray], geometry: bytes
+) -> dict[str, bytes]:
+    """Return the members of a sample seen by ortho6.
+
+    Args:
+        uid: of the sample.
+        captions: of the sample.
+        images: rgb (v h w 4, 8 bit), normal and coord (v h w 3, 0 in the background), hit (v h w).
+        geometry: content of `geometry.npz`.
+    """
+    cameras = view_layout("ortho6")
     meta = {
-        "uid": uid, "source": {}, "licence": "CC0-1.0", "author": "", "captions": [f"sphere {uid}"],
+        "uid": uid, "source": {}, "licence": "CC0-1.0", "author": "", "captions": list(captions),
         "scale": 1.0, "offset": [0.0, 0.0, 0.0], "cameras": [c.to_json() for c in cameras],
+        "lightings": ["albedo"] * len(cameras),
         "conventions": CONVENTIONS_VERSION, "config_hash": "0" * 16, "render_spec": {},
         "blender": "", "device": "", "counts": {}, "qa": {},
     }  # fmt: skip
     return {
         "meta.json": json.dumps(meta).encode(),
-        "rgb.png": encode_views(rgba.astype(np.uint8)),
-        "normal.png": encode_views(encode_normal(2.0 * coord)),
-        "coord.png": encode_views(encode_coord(coord)),
-        "hit.png": encode_views(np.where(hit, 255, 0).astype(np.uint8)),
-        "geometry.npz": geometry.getvalue(),
+        "rgb.png": encode_views(images["rgb"]),
+        "normal.png": encode_views(encode_normal(images["normal"])),
+        "coord.png": encode_views(encode_coord(images["coord"])),
+        "hit.png": encode_views(np.where(images["hit"], 255, 0).astype(np.uint8)),
+        "geometry.npz": geometry,
     }
 
 

@@ -98,3 +98,12 @@ def test_a_path_that_cannot_be_written_ends_in_one_line(shards, tmp_path):
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
+
+
+def test_a_set_too_small_to_hold_a_sample_back_trains_without_validation(tmp_path):
+    four = write_sphere_shards(tmp_path / "shards", num_samples=4)
+    result = train(four, tmp_path, "trainer.max_steps=2")
+    assert result.returncode == 0, result.stderr
+    header = next(tmp_path.glob("run/csv/*/metrics.csv")).read_text().splitlines()[0]
+    assert "train/loss/total" in header
+    assert "val/" not in header

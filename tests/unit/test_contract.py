@@ -1,5 +1,7 @@
 """Cameras, encodings, frames and names do what docs/conventions.md says."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,11 +10,14 @@ from hypothesis import strategies as st
 from data_pipeline.contract import (
     VIEW_LAYOUTS,
     Camera,
+    Hdri,
+    QaLimits,
     RenderSpec,
     UserError,
     check_meta,
     decode_coord,
     decode_normal,
+    depth_of_coord,
     encode_coord,
     encode_normal,
     linear_to_srgb,
@@ -133,3 +138,71 @@ def test_a_camera_survives_json():
 def test_metadata_of_other_conventions_is_refused():
     with pytest.raises(UserError, match="lacks"):
         check_meta({"uid": "x"})
+
+
+def test_depth_follows_from_coord_in_every_projection():
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
+    for camera in (*VIEW_LAYOUTS["ortho6"], *VIEW_LAYOUTS["pinhole4"]):
+        np.testing.assert_allclose(
+            depth_of_coord(camera, points), camera.project(points, 64)[1], atol=1e-12
+        )
+
+
+def test_random_views_are_a_function_of_uid_and_seed_and_see_the_whole_cube():
+    spec = RenderSpec(layout="random", random_views=40)
+    assert spec.cameras("a") == spec.cameras("a")
+    assert spec.cameras("a") != spec.cameras("b")
+    assert spec.cameras("a") != RenderSpec(layout="random", random_views=40, seed=1).cameras("a")
+    corners = np.array(np.meshgrid(*[[-0.5, 0.5]] * 3)).reshape(3, -1).T
+    for camera in spec.cameras("a"):
+        pixels, depth = camera.project(corners, 64)
+        assert pixels.min() >= 0
+        assert pixels.max() <= 64
+        assert depth.min() > 0.01
+    assert len({camera.fov_deg for camera in spec.cameras("a")}) == 40
+
+
+def test_random_views_leave_the_layouts_cameras_as_they_are():
+    spec = RenderSpec(random_views=2, random_lighting="hdri")
+    assert spec.cameras("a")[:6] == VIEW_LAYOUTS["ortho6"]
+    assert spec.lightings == ("albedo",) * 6 + ("hdri",) * 2
+    assert len(set(spec.light_seeds("a")[:6])) == 1
+    assert len(set(spec.light_seeds("a")[6:])) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lighting": "studio"}, {"random_views": 1}, {"bounces": 2}, {"device": "cuda"},
+        {"samples": 17}, {"qa": QaLimits(max_pink_share=0.5)}, {"seed": 1},
+    ],
+)  # fmt: skip
+def test_what_changes_a_sample_changes_the_config_hash(change):
+    base = RenderSpec()
+    assert RenderSpec(**change).config_hash("4.5", "1") != base.config_hash("4.5", "1")
+    assert base.config_hash("4.5", "1") != base.config_hash("5.0", "1")
+    assert base.config_hash("4.5", "1") != base.config_hash("4.5", "2")
+
+
+def test_a_spec_comes_back_from_its_plain_values():
+    spec = RenderSpec(random_views=1, qa=QaLimits(max_pink_share=0.5))
+    assert RenderSpec.from_mapping(dataclasses.asdict(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layout": "random"}, "random_views=N"),
+        ({"lighting": "neon"}, "choose albedo, studio, hdri"),
+        ({"device": "abacus"}, "device=abacus is not known"),
+        ({"random_views": -1}, "at least 0"),
+    ],
+)
+def test_specs_that_make_no_sense_are_refused_in_one_line(settings, message):
+    with pytest.raises(UserError, match=message):
+        RenderSpec(**settings)
+
+
+def test_an_environment_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"no file at /nowhere/sky\.exr"):
+        Hdri(paths=("/nowhere/sky.exr",))

@@ -138,6 +138,41 @@ def test_every_parameter_is_trained_within_a_few_steps_from_scratch():
     assert text.grad.abs().amax(dim=(1, 2)).min() > 0
 
 
+def test_modality_and_view_tell_equal_tokens_apart_after_a_few_steps():
+    torch.manual_seed(0)
+    denoiser = JointDenoiser.from_scratch(num_views=VIEWS, **CONFIG)
+    latents, timesteps, text = make_inputs()
+    target = torch.randn_like(latents)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (denoiser(latents, timesteps, text) - target).square().mean().backward()
+        optimizer.step()
+    equal = latents[:, :1, :1].expand_as(latents)
+    output = denoiser(equal, timesteps[:, :1].expand(-1, 3), text).detach()
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (output[:, first] - output[:, second]).abs().max() > 1e-3
+    assert (output[:, :, 0] - output[:, :, 1]).abs().max() > 1e-3
+
+
+def test_embeddings_reach_the_tokens_multiplied_by_the_root_of_the_width():
+    denoiser, inputs = make_denoiser(), make_inputs()
+    seen = []
+    block = denoiser.transformer.transformer_blocks[0]
+    block.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    denoiser(*inputs)
+    with torch.no_grad():
+        denoiser.view_embedding[1] += 1.0
+        denoiser.modality_embedding[2] += 0.5
+    denoiser(*inputs)
+    moved = (seen[1] - seen[0]).unflatten(1, (3, VIEWS, GRID * GRID))
+    root = denoiser.transformer.inner_dim**0.5
+    expected = root * torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.5, 1.5]])
+    torch.testing.assert_close(
+        moved, expected[None, :, :, None, None].expand_as(moved), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_the_denoiser_builds_on_the_meta_device():
     with torch.device("meta"):
         denoiser = JointDenoiser.from_scratch(num_views=6, **CONFIG)

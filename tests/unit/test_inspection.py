@@ -1,10 +1,13 @@
 """`inspect` says what a set, a tar and a sample hold, and draws a sample's views."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 from staged_spheres import stage_spheres
 
+from data_pipeline.codec import encode_views
 from data_pipeline.contract import UserError
 from data_pipeline.inspection import contact_sheet, inspect_shards
 from data_pipeline.shards.manifest import ShardSet
@@ -68,6 +71,17 @@ def test_a_sample_is_printed_and_its_views_are_drawn_in_their_places(directory, 
 def test_large_views_are_drawn_smaller(tmp_path):
     staging = stage_spheres(tmp_path, [0], resolution_px=400)
     assert contact_sheet(staging.read("sphere_000")).shape == (86 + 4 * 328, 80 + 6 * 328, 3)
+
+
+def test_lit_views_have_their_base_colour_below_them(directory):
+    members = ShardSet(directory, "samples").read(0)
+    meta = json.loads(members["meta.json"])
+    meta["lightings"] = ["albedo"] * 4 + ["studio"] * 2
+    red = np.broadcast_to(np.array([250, 0, 0], np.uint8), (2, 48, 48, 3))
+    lit = {"albedo.png": encode_views(red), "meta.json": json.dumps(meta).encode()}
+    row = contact_sheet(members | lit)[86 + 4 * 152 + 72]
+    seen = [row[80 + view * 152 + 72].tolist() for view in range(6)]
+    assert seen == [[255, 255, 255]] * 4 + [[250, 0, 0]] * 2
 
 
 @pytest.mark.parametrize(

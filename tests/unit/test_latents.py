@@ -4,25 +4,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
+from tiny_autoencoder import TinyDC
 
 from data_pipeline.contract import UserError
-from modules.latents.cache import encode_set, measure_spec, read_cache
-from modules.latents.codec import LatentCodec, load_autoencoder, pack, unpack
+from modules.latents.cache import cache_members, measure_spec, read_cache
+from modules.latents.codec import LatentCodec, encode_packed, load_autoencoder, pack, unpack
+from modules.latents.raw_parts import RawLatents, RawPart
 from modules.latents.spec import LatentSpec, fingerprint
 
 AUTOENCODERS = {
-    "dc": lambda: AutoencoderDC(
-        latent_channels=6,
-        encoder_block_out_channels=(16, 16, 64),
-        decoder_block_out_channels=(16, 16, 64),
-        encoder_layers_per_block=(0, 1, 0),
-        decoder_layers_per_block=(0, 1, 0),
-        encoder_qkv_multiscales=((), (), ()),
-        decoder_qkv_multiscales=((), (), ()),
-        encoder_out_shortcut=False,
-        decoder_in_shortcut=False,
-    ),
+    "dc": TinyDC,
     "kl": lambda: AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -49,8 +41,16 @@ def make_images(num_samples: int = 3) -> torch.Tensor:
     return torch.rand(num_samples, 3, 2, 3, 16, 16, generator=generator) * 2.0 - 1.0
 
 
+def make_part(autoencoder: torch.nn.Module, images: torch.Tensor) -> RawPart:
+    uids = [f"sample_{i}" for i in range(len(images))]
+    captions = [["x"] * i for i in range(len(images))]
+    return RawPart(uids, captions, encode_packed(autoencoder, images, packing=2))
+
+
 def make_spec(autoencoder: torch.nn.Module) -> LatentSpec:
-    return measure_spec(autoencoder, [make_images()], packing=2)
+    return measure_spec(
+        [make_part(autoencoder, make_images())], packing=2, autoencoder=fingerprint(autoencoder)
+    )
 
 
 def test_unpack_undoes_pack():
@@ -92,8 +92,9 @@ def test_the_result_does_not_depend_on_the_chunk():
 
 def test_statistics_do_not_depend_on_how_the_set_is_cut_into_batches():
     autoencoder, images = make_autoencoder(), make_images()
-    whole = measure_spec(autoencoder, [images], packing=2)
-    cut = measure_spec(autoencoder, [images[:1], images[1:]], packing=2)
+    parts = [make_part(autoencoder, part) for part in (images, images[:1], images[1:])]
+    whole = measure_spec(parts[:1], packing=2, autoencoder="")
+    cut = measure_spec(parts[1:], packing=2, autoencoder="")
     np.testing.assert_allclose(whole.mean, cut.mean, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.std, cut.std, rtol=1e-4)
 
@@ -124,7 +125,7 @@ def test_latents_of_another_autoencoder_are_refused():
 
 def test_a_packing_that_does_not_fit_the_images_is_refused():
     with pytest.raises(UserError, match="packing=3 does not divide the 4"):
-        measure_spec(make_autoencoder(), [make_images()], packing=3)
+        encode_packed(make_autoencoder(), make_images(), packing=3)
 
 
 def test_fingerprint_names_the_weights_and_survives_a_file(tmp_path):
@@ -143,16 +144,27 @@ def test_a_folder_without_an_autoencoder_is_named(tmp_path):
 
 def test_the_cache_holds_what_the_codec_gives():
     autoencoder, images = make_autoencoder(), make_images()
-    batch = {"uid": ["a", "b", "c"], "captions": [["x"], [], ["y", "z"]], "images": images}
-    spec, members = encode_set(autoencoder, lambda: [batch], packing=2)
-    samples = dict(members)
-    assert list(samples) == ["a", "b", "c"]
-    meta = json.loads(samples["c"]["meta.json"])
-    assert meta == {"uid": "c", "captions": ["y", "z"], "conventions": 1}
-    stored = np.load(io.BytesIO(samples["c"]["latents.npy"]))
+    spec = make_spec(autoencoder)
+    samples = dict(cache_members([make_part(autoencoder, images)], spec))
+    assert list(samples) == ["sample_0", "sample_1", "sample_2"]
+    meta = json.loads(samples["sample_2"]["meta.json"])
+    assert meta == {"uid": "sample_2", "captions": ["x", "x"], "conventions": 1}
+    stored = np.load(io.BytesIO(samples["sample_2"]["latents.npy"]))
     assert stored.dtype == np.float16
     expected = LatentCodec(autoencoder, spec).encode(images)[2].numpy()
     np.testing.assert_allclose(stored, expected, atol=2e-3)
+
+
+def test_finished_parts_survive_until_the_inputs_change(tmp_path):
+    part = make_part(make_autoencoder(), make_images())
+    RawLatents(tmp_path / "parts", {"a": 1}).write(8, part)
+    again = RawLatents(tmp_path / "parts", {"a": 1})
+    assert again.has(8)
+    assert not again.has(0)
+    [found] = again
+    assert (found.uids, found.captions) == (part.uids, part.captions)
+    assert torch.equal(found.latents, part.latents)
+    assert not RawLatents(tmp_path / "parts", {"a": 2}).has(8)
 
 
 def test_a_folder_that_is_no_cache_is_named(tmp_path):

@@ -225,7 +225,7 @@ def xl_rows() -> list[dict[str, str | None]]:
         row(f"{mine}/../../../../x.obj", "github", "MIT License", "obj"),
         row(stl, "thingiverse", "Creative Commons - Attribution", "stl"),
         row("https://3d-api.si.edu/x/y.glb", "smithsonian", "CC0", "glb"),
-        row(f"{mine}/scene.blend", "github", "MIT License", "blend"),
+        row(f"{mine}/scene.max", "github", "MIT License", "max"),
     ]  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def test_tables_of_objaverse_xl_are_lists(home, tmp_path, kind, caplog) -> None:
     assert chair.uid == str(uuid.uuid5(uuid.NAMESPACE_DNS, chair.source))
     assert (chair.licence, chair.author, chair.captions) == ("MIT", "ann", ("red chair",))
     assert by_name[f"{UIDS[1]}.glb"].author.startswith("Ann 1")
-    assert "1 by format .blend" in caplog.text
+    assert "1 by format .max" in caplog.text
     assert "2 by file not in the cache" in caplog.text
     free = source(home, annotations=table).assets()
     assert {a.path.suffix for a in free} == {".glb", ".stl"}

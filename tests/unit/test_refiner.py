@@ -4,14 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import ORTHO6, bowl, observe, sphere
+import trimesh
+from analytic import ORTHO6, bowl, flat_colored, observe, sphere
 
 from data_pipeline.contract import UserError
 from modules.geometry.classical_field import ClassicalField
 from modules.geometry.corruption import Corruption, corrupt
 from modules.geometry.evidence import evidence_volumes
 from modules.geometry.lift import lift
+from modules.geometry.mesh import load_mesh, save_mesh
 from modules.losses.field import distance_loss, eikonal_loss
+from modules.metrics.geometry import MeshSurface, compare_surfaces
+from modules.metrics.mesh_quality import mesh_quality
 from modules.networks.refined_field import RefinedField
 from modules.networks.refiner import Refiner
 from modules.networks.refiner_files import load_refiner, save_refiner
@@ -70,7 +74,7 @@ def test_geometry_does_not_depend_on_rgb(field: ClassicalField):
     refiner = small_refiner(True)
     geometry, colour = (torch.from_numpy(v)[None] for v in evidence_volumes(field, 16))
     points = torch.from_numpy(queries()).float()[None]
-    features = torch.from_numpy(field.features(field.sample(queries()))).float()[None]
+    features = torch.from_numpy(field.features(queries(), field.sample(queries()))).float()[None]
     shades = [
         refiner.distance_residual(refiner.encode(geometry, c), points, features)
         for c in (colour, torch.zeros_like(colour))
@@ -82,7 +86,7 @@ def test_every_parameter_gets_gradient_once_the_heads_have_left_zero(field: Clas
     refiner = small_refiner(True)
     geometry, colour = (torch.from_numpy(v)[None] for v in evidence_volumes(field, 16))
     points = torch.from_numpy(queries()).float()[None]
-    features = torch.from_numpy(field.features(field.sample(queries()))).float()[None]
+    features = torch.from_numpy(field.features(queries(), field.sample(queries()))).float()[None]
     volumes = refiner.encode(geometry, colour)
     base, normals = (
         torch.rand(1, 500, 3),
@@ -179,6 +183,35 @@ def test_corruption_is_a_function_of_its_seed_and_leaves_exact_samples_exact():
     length = np.linalg.norm(spoilt[1], axis=1)
     np.testing.assert_allclose(length[new_hit], 1.0, atol=1e-4)
     assert length[~new_hit].max() == 0.0
+
+
+@pytest.mark.parametrize("level", [0.01, 0.04, 0.1])
+def test_noisy_images_give_a_watertight_manifold_mesh_in_the_file_too(tmp_path: Path, level: float):
+    """As generated images come: noise over all pixels, views that contradict, no exact `hit`."""
+    images, hit = observe(bowl(), 48)
+    settings = Corruption(clean_share=0, coord_noise=(level, level * 1.001), drop_share=0)
+    rng = np.random.default_rng(0)
+    spoilt, _, cameras = corrupt(images, hit, ORTHO6, settings, rng)
+    spoilt += level * rng.standard_normal(spoilt.shape).astype(np.float32)
+    mesh = Reconstructor(num_faces=3000)(torch.from_numpy(spoilt), cameras, grid=64, texture_px=64)
+    save_mesh(mesh, tmp_path / "noisy.glb")
+    loaded = load_mesh(tmp_path / "noisy.glb")
+    quality = mesh_quality(loaded.vertices, loaded.faces)
+    assert quality["watertight"] == quality["manifold"] == 1.0
+
+
+def test_a_thin_sheet_is_neither_torn_nor_thick_on_a_coarse_grid():
+    sheet = trimesh.creation.box(extents=(0.8, 1e-5, 0.8))
+    sheet.apply_transform(trimesh.transformations.rotation_matrix(0.4, [1, 0, 0.3]))
+    images, hit = observe(flat_colored(sheet), 96)
+    mesh = Reconstructor.classical()(
+        torch.from_numpy(images), ORTHO6, torch.from_numpy(hit), grid=48, texture_px=64
+    )
+    surface = MeshSurface(np.asarray(sheet.vertices), np.asarray(sheet.faces))
+    figures = compare_surfaces(MeshSurface(mesh.vertices, mesh.faces), surface, num_samples=5000)
+    assert figures["recall_0.01"] > 0.99
+    assert figures["precision_0.01"] > 0.97
+    assert mesh_quality(mesh.vertices, mesh.faces)["components"] == 1.0
 
 
 def test_images_that_show_nothing_are_a_user_error():

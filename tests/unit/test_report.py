@@ -4,12 +4,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from modules.geometry.mesh import TexturedMesh
+from modules.pipelines.text_to_mesh import draw_images
 from modules.reporting.charts import Curve, line_chart, read_csv_logs
 from modules.reporting.figure_notes import FIGURE_NOTES, table_rows
 from modules.reporting.page import duration, write_page
-from modules.reporting.pictures import modality_strip, shaded_views, turntable, turntable_cameras
+from modules.reporting.pictures import shaded_views, turntable, turntable_cameras
 
 
 def two_coloured_slab() -> TexturedMesh:
@@ -49,13 +52,15 @@ def test_the_light_comes_from_the_camera_so_no_view_is_black():
         assert seen[:, :3].max(axis=1).min() > 60
 
 
-def test_a_modality_strip_keeps_pixels_square_and_maps_the_range():
-    images = np.zeros((2, 3, 4, 4))
-    images[0], images[1] = -1.0, 1.0
-    strip = modality_strip(images, enlarge=3)
-    assert strip.shape == (12, 24, 3)
-    assert (strip[:, :12] == 0).all()
-    assert (strip[:, 12:] == 255).all()
+def test_images_are_drawn_with_a_row_a_modality_and_a_column_a_view(tmp_path):
+    images = torch.zeros(3, 2, 3, 4, 4)
+    images[0, 1], images[2, 0] = 1.0, -1.0
+    draw_images(images, tmp_path / "views.png")
+    drawn = np.asarray(Image.open(tmp_path / "views.png"))
+    assert drawn.shape == (12, 8, 3)
+    assert (drawn[:4, 4:] == 255).all()
+    assert (drawn[8:, :4] == 0).all()
+    assert (drawn[4:8] == 128).all()
 
 
 def test_csv_logs_of_a_resumed_run_are_joined_by_step(tmp_path):

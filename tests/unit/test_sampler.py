@@ -65,6 +65,15 @@ def test_an_item_does_not_depend_on_its_batch(guidance):
     torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-5)
 
 
+def test_permuting_and_duplicating_prompts_under_guidance_does_so_to_the_images():
+    pipeline, prompts, seeds = make_pipeline(), ["a red chair", "a blue mug", ""], [5, 6, 7]
+    order = [2, 0, 1, 0]
+    images = pipeline(prompts, seeds, steps=3, guidance=4.0)
+    moved = pipeline([prompts[i] for i in order], [seeds[i] for i in order], steps=3, guidance=4.0)
+    torch.testing.assert_close(moved, images[order], rtol=1e-4, atol=1e-5)
+    assert (images[0] - images[1]).abs().max() > 1e-2
+
+
 def test_equal_calls_are_bit_equal_and_seeds_and_prompts_matter():
     pipeline = make_pipeline()
     first = pipeline(["a red chair"], [0], steps=3)

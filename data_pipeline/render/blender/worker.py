@@ -176,7 +176,11 @@ def _answer(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     reply: dict[str, Any] = {"uid": job["uid"], "reason": None, "message": ""}
     try:
         meta = render_asset(
-            job, RenderSpec(**settings["spec"]), settings["config_hash"], settings["threads"], watch
+            job,
+            RenderSpec.from_mapping(settings["spec"]),
+            settings["config_hash"],
+            settings["threads"],
+            watch,
         )
         reply |= {"device": meta["device"], "input_sha256": meta["source"]["sha256"]}
     except AssetFailure as failure:

@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from data_pipeline.render.checks.archives import check_archive
@@ -22,7 +22,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tga", ".tif", ".tiff", ".d
           ".exr", ".hdr", ".ktx", ".ktx2")  # fmt: skip
 LAYERS = (".usd", ".usda", ".usdc", ".usdz")
 
-MAX_LAYERS = 1000
+MAX_LAYERS, MAX_REFERENCES = 1000, 10_000
 
 _TEXT_PATH = re.compile(rb"@@@(.*?)@@@|@([^@\n]*)@", re.S)
 
@@ -77,7 +77,7 @@ def _check_package(path: Path) -> None:
 
 
 def _check_members(
-    references: Iterator[str], folder: PurePosixPath, held: Callable[[str], bool]
+    references: list[str], folder: PurePosixPath, held: Callable[[str], bool]
 ) -> None:
     for reference in references:
         inside(Path(os.devnull), reference, str(folder))
@@ -87,23 +87,22 @@ def _check_members(
             raise AssetFailure("missing_texture", f"the image {reference[:120]!r} is missing")
 
 
-def layer_references(content: bytes, size: int) -> Iterator[str]:
-    """Yield the names of other files in a layer, text or crate.
+def layer_references(content: bytes, size: int) -> list[str]:
+    """Return the names of other files in a layer, text or crate, each once.
 
     Raises:
         AssetFailure: `too_large` or `unreadable`.
     """
     if content.startswith(b"PXR-USDC"):
-        for token in crate_tokens(content):
-            if _is_file_name(token):
-                yield token
-        return
-    if size > 4 * MAX_JSON_BYTES:
+        names = dict.fromkeys(token for token in crate_tokens(content) if _is_file_name(token))
+    elif size > 4 * MAX_JSON_BYTES:
         raise AssetFailure("too_large", f"{size} bytes of USD text")
-    for match in _TEXT_PATH.finditer(content):
-        name = (match[1] or match[2] or b"").decode("utf-8", "replace").strip()
-        if name:
-            yield name
+    else:
+        found = dict.fromkeys(match[1] or match[2] for match in _TEXT_PATH.finditer(content))
+        names = dict.fromkeys(name.decode("utf-8", "replace").strip() for name in found if name)
+    if len(names) > MAX_REFERENCES:
+        raise AssetFailure("too_large", f"a layer names {len(names)} files")
+    return [name for name in names if name]
 
 
 def _is_file_name(token: str) -> bool:

@@ -1,5 +1,7 @@
 """OBJ: the material files that it names, and the images that those name."""
 
+import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +9,9 @@ from data_pipeline.render.checks.images import PixelBudget
 from data_pipeline.render.checks.references import beside
 from data_pipeline.render.failures import AssetFailure
 
-MAX_MTL_BYTES = 16_000_000
+MAX_MTL_BYTES, MAX_LIBRARIES = 16_000_000, 1000
+
+_LIBRARY = re.compile(rb"^[ \t]*mtllib[ \t]+([^\r\n]*)", re.M | re.I)
 
 COLOUR_MAPS = ("map_kd", "map_d", "map_ke")
 """Without one of these images the object has a wrong colour; without another one it has not."""
@@ -42,14 +46,14 @@ def check_obj(path: Path) -> None:
                 raise AssetFailure("missing_texture", f"the image {image[:120]!r} is missing")
 
 
-def _material_files(path: Path) -> Iterator[str]:
-    """Yield the file names after `mtllib`; several may share a line, and names may hold spaces."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.lstrip()[:6].lower() == b"mtllib":
-                rest = line.strip()[6:].strip().decode("utf-8", "replace")
-                yield rest
-                yield from rest.split() if " " in rest else ()
+def _material_files(path: Path) -> list[str]:
+    """Return the file names after `mtllib`; several may share a line, and names may hold spaces."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        lines = dict.fromkeys(match[1].strip() for match in _LIBRARY.finditer(content))
+    if len(lines) > MAX_LIBRARIES:
+        raise AssetFailure("too_large", f"names {len(lines)} material files")
+    texts = [line.decode("utf-8", "replace") for line in lines]
+    return [name for text in texts for name in dict.fromkeys([text, *text.split()])]
 
 
 def _images(path: Path) -> Iterator[tuple[str, str]]:
