@@ -4,6 +4,7 @@ Runs the commands that a user would type, one after the other, and writes `run_d
 Interrupted, the same command goes on: every stage knows what it has done already.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -121,7 +122,10 @@ def run_stage(stage: Stage, number: str, record: StageRecord, pipeline: Path) ->
         print(f"{stage.product}: made already")
         return
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *stage.command], cwd=ROOT)
+    # On shared cores, threads that spin while they wait for a descheduled one took five times the
+    # CPU of one thread; passive ones 1.2 times (docs/experiments.md).
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    process = subprocess.Popen([sys.executable, *stage.command], cwd=ROOT, env=environment)
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -55,6 +55,11 @@ class TimestepMix:
         geometry = (draw >= texture_until) & (draw < geometry_until)
         return timesteps.masked_fill((texture & ~is_rgb) | (geometry & is_rgb), 0.0)
 
+    def levels(self, count: int) -> Float[Tensor, " count"]:
+        """Return quantiles of the noise levels drawn, each as likely as the others, ascending."""
+        shares = (torch.arange(count) + 0.5) / count
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
+
 
 def add_noise(
     clean: Float[Tensor, "b m *rest"],

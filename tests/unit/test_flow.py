@@ -67,6 +67,14 @@ def test_shares_of_the_mix_come_out():
     assert torch.logit(t[joint, 0]).mean().item() == pytest.approx(mix.mean, abs=0.03)
 
 
+def test_levels_stand_for_what_the_mix_draws():
+    mix = TimestepMix(joint=1.0, texture=0.0, geometry=0.0, independent=0.0, mean=1.0, std=0.7)
+    levels = mix.levels(4)
+    drawn = mix.sample(20000, torch.device("cpu"), torch.Generator().manual_seed(0))[:, 0]
+    for i, level in enumerate(levels.tolist()):
+        assert (drawn < level).float().mean().item() == pytest.approx((i + 0.5) / 4, abs=0.01)
+
+
 def test_shares_must_sum_to_one():
     with pytest.raises(ValueError, match="sum to 1"):
         TimestepMix(joint=0.9, texture=0.9, geometry=0.0, independent=0.0)
