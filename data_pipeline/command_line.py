@@ -30,10 +30,11 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 VERBATIM_KEYS = frozenset(
     {
-        "autoencoder", "blender_python", "checkpoint", "ckpt", "drop", "groups", "html", "image",
-        "latents", "mesh", "meshes", "out", "paths.pipeline_dir", "paths.run_dir", "png", "prompt",
-        "reference", "sample", "scratch", "shards", "source.annotations", "source.captions",
-        "source.exclude", "source.glob", "source.list", "source.root", "source.uids", "uid",
+        "autoencoder", "blender_python", "checkpoint", "ckpt", "data.groups", "drop", "groups",
+        "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
+        "paths.run_dir", "png", "prompt", "reference", "sample", "scratch", "shards",
+        "source.annotations", "source.captions", "source.exclude", "source.glob", "source.list",
+        "source.root", "source.uids", "uid",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""

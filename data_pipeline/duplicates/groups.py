@@ -1,9 +1,7 @@
-"""Groups of assets that a split must not part, as a file; and the split."""
+"""Groups of assets that a split must not part, as a file (`loading/split.py` heeds it)."""
 
 import csv
-import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -67,30 +65,3 @@ def read_groups(path: Path) -> dict[str, str]:
     if rows[:1] != [["uid", "group"]] or any(len(row) != 2 for row in rows):
         raise UserError(f"groups={path} has no rows uid,group: write it with `duplicates groups=`")
     return dict(row for row in rows[1:])
-
-
-def split_groups(
-    uids: Sequence[str], groups: Mapping[str, str], held_back_share: float, seed: int
-) -> tuple[list[str], list[str]]:
-    """Return the uids for training and those held back, each sorted; no group is parted.
-
-    A group's side is a function of seed and its name alone: it stays when assets are added, and a
-    larger share keeps what a smaller one held back. The share is that of groups, met on the
-    average.
-
-    Args:
-        uids: of the assets.
-        groups: by uid; an asset without one is a group of its own.
-        held_back_share: in [0, 1].
-        seed: another seed draws other groups.
-
-    Raises:
-        UserError: the share is not in [0, 1].
-    """
-    if not 0.0 <= held_back_share <= 1.0:
-        raise UserError(f"held_back_share={held_back_share} must lie between 0 and 1")
-    sides: dict[bool, list[str]] = defaultdict(list)
-    for uid in sorted(uids):
-        digest = hashlib.sha256(f"{seed}:{groups.get(uid, uid)}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < held_back_share * 2**64].append(uid)
-    return sides[False], sides[True]

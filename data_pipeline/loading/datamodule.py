@@ -1,12 +1,14 @@
 """The LightningDataModule of every system: which dataset, in which order, from which position."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning
 from torch.utils.data import DataLoader
 
 from data_pipeline.contract import UserError
+from data_pipeline.duplicates.groups import read_groups
 from data_pipeline.loading.order import GlobalOrder
 from data_pipeline.loading.samples import LatentDataset, SampleDataset, collate
 from data_pipeline.loading.split import OrderOfChosen, held_back
@@ -26,6 +28,8 @@ class ShardDataModule(lightning.LightningDataModule):
         num_val: samples that validation looks at, at most; fewer in a small set.
         hold_back: whether training never sees them; if not, validation looks at the first samples
             of the set, and its figures say how well a model learns by heart.
+        groups: file of near-duplicates, which no split parts (`python -m data_pipeline duplicates
+            groups=FILE`); None: groups follow from names.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class ShardDataModule(lightning.LightningDataModule):
         seed: int,
         num_val: int,
         hold_back: bool,
+        groups: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -45,6 +50,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self._dataset: SampleDataset | LatentDataset | None = None
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.num_val, self.hold_back = seed, num_val, hold_back
+        self.groups_of = None if groups is None else read_groups(Path(groups))
         self._start_position = 0
         self._start_step = 0
 
@@ -69,7 +75,7 @@ class ShardDataModule(lightning.LightningDataModule):
         every = range(len(self.dataset))
         if not self.hold_back:
             return list(every), list(every[: self.num_val])
-        validation = held_back(self.dataset.shard_set.uids, self.num_val)
+        validation = held_back(self.dataset.shard_set.uids, self.num_val, self.groups_of)
         return sorted(set(every) - set(validation)), validation
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:

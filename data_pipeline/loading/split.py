@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch.utils.data import Sampler
 
@@ -12,20 +12,24 @@ LARGEST_SHARE = 5
 """At most one sample in five is held back, so that a small set still trains."""
 
 
-def held_back(uids: Sequence[str], count: int) -> list[int]:
+def held_back(
+    uids: Sequence[str], count: int, groups_of: Mapping[str, str] | None = None
+) -> list[int]:
     """Return the numbers of the samples that are held back from training, ascending.
 
-    A uid that goes on from another one (`chair_a` and `chair_a_wood`) is in its group. Groups come
+    Unless its group is given, a uid that goes on from another one (`chair_a` and `chair_a_wood`) is
+    in the other's group. Groups come
     in the order of a hash of their names, so the choice depends on names alone: all stages hold
     back the same assets, whatever they read, and a smaller count holds back some of a larger one's.
 
     Args:
         uids: of all samples, in the order of their numbers.
         count: at most so many samples; never more than a fifth of the set.
+        groups_of: groups by uid, as `duplicates groups=FILE` wrote them.
     """
-    groups, known = defaultdict(list), frozenset(uids)
+    groups, known, given = defaultdict(list), frozenset(uids), groups_of or {}
     for i, uid in enumerate(uids):
-        groups[_group(uid, known)].append(i)
+        groups[given.get(uid) or _group(uid, known)].append(i)
     limit = min(count, len(uids) // LARGEST_SHARE)
     chosen: list[int] = []
     for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):

@@ -293,6 +293,7 @@ def estimate_noise(observation: Observation) -> float:
         closest = ndimage.minimum_filter(observation.depth[index], 3)[row, column]
         outside = ndimage.distance_transform_edt(~hit)[row, column] * spacing - spacing
         amount = np.where(np.isfinite(closest), closest - depth, outside)
+        amount[np.isneginf(closest)] = 0.0  # a view that cannot tell contradicts nothing
         trespass[own] = np.maximum(trespass[own], amount)
     return float(np.percentile(trespass, 75)) if len(trespass) else 0.0
 

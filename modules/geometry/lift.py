@@ -18,6 +18,8 @@ class HitRule:
 
     Args:
         normal_length: a foreground normal is longer than this; the background's is 0.
+        background_length: a pixel is background, and seen through, only if its normal is shorter
+            than this; what lies between is left undecided, like foreground without a sound depth.
         reprojection: a foreground coord projects to within this share of the image's side from
             its own pixel.
         depth_jump: pixels half way up a step in depth of more than this, in world units, are
@@ -25,6 +27,7 @@ class HitRule:
     """
 
     normal_length: float = 0.5
+    background_length: float = 0.25
     reprojection: float = 0.08
     depth_jump: float = 0.1
 
@@ -36,7 +39,8 @@ class Observation:
     Args:
         cameras: the views.
         hit: foreground pixels.
-        depth: distance along the viewing axis, world units; +inf on the background.
+        depth: distance along the viewing axis, world units; +inf on the background, -inf where a
+            made image shows something at an unknown depth, so that nothing can be seen through it.
         rgb: sRGB image in [0, 1], its background filled with the nearest foreground colour.
         position: the foreground pixels' world points, in order of view and pixel.
         normal: their unit world normals.
@@ -97,13 +101,16 @@ def lift(
         pixels = np.stack([pixels for pixels, _ in projected])
         steepness = np.sqrt(np.maximum(1.0 - facing**2, 0.0)) / np.maximum(np.abs(facing), 0.02)
         found = find_hit(length, pixels, depth, steepness * spacing[:, None, None], rule)
+        enclosed = ndimage.binary_closing(found, np.ones((1, 3, 3)))
+        seen_through = (length < rule.background_length) & ~enclosed
     else:
         found = hit & solid
+        seen_through = ~found
     rgb = fill_background(rgb, found)
     return Observation(
         cameras=tuple(cameras),
         hit=found,
-        depth=np.where(found, depth, np.inf),
+        depth=np.where(found, depth, np.where(seen_through, np.inf, -np.inf)),
         rgb=rgb,
         position=position[found],
         normal=normal[found],

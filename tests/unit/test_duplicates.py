@@ -13,7 +13,7 @@ from data_pipeline.command_line import compose
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError, view_layout
 from data_pipeline.duplicates.command import of_files, of_samples
 from data_pipeline.duplicates.features import read_features
-from data_pipeline.duplicates.groups import name_groups, read_groups, split_groups, write_groups
+from data_pipeline.duplicates.groups import name_groups, read_groups, write_groups
 from data_pipeline.duplicates.near import FeatureTable, Limits, components, similar_pairs
 from data_pipeline.sources.folder import FolderSource
 from data_pipeline.staging import Staging
@@ -180,24 +180,6 @@ def test_two_groups_that_a_new_asset_ties_take_one_name_and_this_is_told() -> No
     groups, moved = name_groups([["a", "c", "d"]], ["a", "b", "c", "d", "e", "f"], earlier)
     assert groups == {"a": "b", "b": "b", "c": "b", "d": "b", "e": "b", "f": "f"}
     assert moved == ["d", "e"]
-
-
-def test_a_split_parts_no_group_and_stays_when_assets_are_added() -> None:
-    uids = [f"asset_{i:04d}" for i in range(4000)]
-    groups = {uid: f"group_{i // 2}" for i, uid in enumerate(uids)}
-    train, held_back = split_groups(uids, groups, 0.1, seed=0)
-    assert sorted(train + held_back) == uids
-    assert not {groups[uid] for uid in train} & {groups[uid] for uid in held_back}
-    assert 0.07 < len(held_back) / len(uids) < 0.13
-    more = [*uids, *(f"new_{i}" for i in range(1000))]
-    assert set(held_back) <= set(split_groups(more, groups, 0.1, seed=0)[1])
-    assert set(train) <= set(split_groups(more, groups, 0.1, seed=0)[0])
-    assert set(held_back) < set(split_groups(uids, groups, 0.2, seed=0)[1])
-    assert held_back != split_groups(uids, groups, 0.1, seed=1)[1]
-    assert split_groups(uids, groups, 0.0, seed=0) == (uids, [])
-    assert split_groups(uids, groups, 1.0, seed=0) == ([], uids)
-    with pytest.raises(UserError, match=r"held_back_share=2"):
-        split_groups(uids, groups, 2.0, seed=0)
 
 
 def test_groups_survive_their_file_and_another_file_is_refused(tmp_path) -> None:

@@ -3,6 +3,7 @@ import trimesh
 from analytic import ORTHO6, flat_colored, observe, sphere, to_images
 
 from data_pipeline.contract import view_layout
+from modules.geometry.classical_field import ClassicalField
 from modules.geometry.lift import HitRule, fill_background, find_hit, lift
 from modules.geometry.rasterize import render_mesh
 
@@ -40,6 +41,21 @@ def test_pixels_whose_coord_belongs_elsewhere_are_no_foreground():
     wrong = images.copy()
     wrong[2, 0, 0, 20:30] += 0.5 * hit[0, 20:30]  # a quarter of a world unit aside
     assert not lift(wrong, ORTHO6).hit[0, 20:30].any()
+
+
+def test_holes_and_doubtful_pixels_of_made_images_are_not_seen_through():
+    images, hit = observe(sphere(), 64)
+    images[1, 0, :, 32, 32] = 0.0  # a speck without a normal, as decoders leave them
+    images[1, 0, :, 4:8, 30:34] = 0.3 / np.sqrt(3)  # too short for a surface, too long for nothing
+    images[2, 0, 0, 20:30] += 0.5 * hit[0, 20:30]
+    observation = lift(images, ORTHO6)
+    for row, column in ((32, 32), (5, 31), (25, 32)):
+        assert not observation.hit[0, row, column]
+        assert observation.depth[0, row, column] == -np.inf
+    assert observation.depth[0, 2, 2] == np.inf
+    field = ClassicalField(observation)
+    assert (field.sample(np.array([[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]])).distance < 0).all()
+    assert field.noise < observation.spacing
 
 
 def test_points_between_two_surfaces_are_dropped():

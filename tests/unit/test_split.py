@@ -31,6 +31,13 @@ def test_the_choice_depends_on_names_alone_and_a_smaller_one_is_part_of_it():
     assert names(UIDS, 5) < names(UIDS, 12)
 
 
+def test_given_groups_are_kept_whole_whatever_their_names():
+    groups = {uid: f"group_{i // 4}" for i, uid in enumerate(UIDS)}
+    held = {UIDS[i] for i in held_back(UIDS, 12, groups)}
+    assert len(held) == 12
+    assert len({groups[uid] for uid in held}) == 3
+
+
 def test_a_set_too_small_to_spare_a_sample_holds_none_back():
     assert held_back(UIDS[:4], 12) == []
     assert len(held_back(UIDS[:5], 12)) == 1
