@@ -54,7 +54,7 @@ def _spec_of(manifest: dict[str, Any], version: str) -> RenderSpec:
     """Return the set's render spec, or raise UserError if this code renders otherwise."""
     ours = (version, RENDERER_VERSION)
     try:
-        spec = RenderSpec(**manifest["render_spec"])
+        spec = RenderSpec.from_mapping(manifest["render_spec"])
         same = spec.config_hash(*ours) == manifest["config_hash"]
     except TypeError:  # keys of another version of the code
         same, spec = False, RenderSpec()
