@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared_assets import ASSETS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ASSETS = REPOSITORY.parent / "shared" / "assets"
 
 REASONS = {
     "blender": (

@@ -56,7 +56,7 @@ def _spec_of(manifest: dict[str, Any], version: str) -> RenderSpec:
     try:
         spec = RenderSpec.from_mapping(manifest["render_spec"])
         same = spec.config_hash(*ours) == manifest["config_hash"]
-    except TypeError:  # keys of another version of the code
+    except (KeyError, TypeError):  # keys of another version of the code
         same, spec = False, RenderSpec()
     if not same:
         raise UserError(

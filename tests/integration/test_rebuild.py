@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ASSETS
+from shared_assets import ASSETS
 
 from data_pipeline.contract import make_uid
 from data_pipeline.loading.samples import SampleDataset, collate
