@@ -18,12 +18,14 @@ def main(config: DictConfig) -> None:
     """Compose, check, run."""
     if (config.prompt is None) == (config.sample is None):
         raise UserError('give either prompt="..." or sample=UID')
+    if not 0 <= config.seed < 2**63 - config.num:
+        raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
     outputs = check_outputs(str(config.out), range(config.seed, config.seed + config.num))
-    options = {"grid": config.grid, "texture_px": config.texture_px}
+    options = {key: config[key] for key in ("grid", "texture_px", "views")}
     if config.prompt is not None:
         if config.checkpoint is None:
             raise UserError("prompt needs checkpoint=DIR: a pipeline folder that train.py exported")
-        options |= {key: config[key] for key in ("steps", "guidance", "views", "device")}
+        options |= {key: config[key] for key in ("steps", "guidance", "device")}
         generate_from_prompt(str(config.prompt), outputs, Path(config.checkpoint), **options)
         return
     if config.num != 1 or config.shards is None:

@@ -34,10 +34,13 @@ VERBATIM_KEYS = frozenset(
         "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
         "paths.run_dir", "png", "prompt", "reference", "sample", "scratch", "shards",
         "source.annotations", "source.captions", "source.exclude", "source.glob", "source.list",
-        "source.root", "source.uids", "uid",
+        "source.root", "source.uids", "uid", "views",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""
+
+TEXT_KEYS = frozenset({"prompt", "sample", "uid"})
+"""Those of them that are no paths, and may be empty."""
 
 DONE, USER_ERROR, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -105,9 +108,38 @@ def run(
         return
     try:
         config = compose(config_name, arguments)
+        if problem := _wrong_value(config_name, arguments, config):
+            _fail(USAGE_ERROR, problem)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(USAGE_ERROR, _usage_message(error))
     sys.exit(_guarded(main, config))
+
+
+def _wrong_value(config_name: str, arguments: Sequence[str], config: DictConfig) -> str | None:
+    """Return what is wrong with the first value that is empty or not of its default's kind."""
+    values = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    groups = [f"{key}={value}" for key, value in values.items() if (CONFIG_DIR / key).is_dir()]
+    defaults = compose(config_name, groups)
+    for key, text in values.items():
+        if key in VERBATIM_KEYS - TEXT_KEYS and not text:
+            return f"{key}= is empty: give a path (an unset shell variable?)"
+        default = _kind(defaults, key)
+        given = _kind(config, key)
+        if default is bool and given is not bool:
+            return f"{key}={text} is neither true nor false"
+        if default is int and given not in (int, None):
+            return f"{key}={text} is no whole number"
+        if default is float and given not in (int, float, None):
+            return f"{key}={text} is no number"
+    return None
+
+
+def _kind(config: DictConfig, key: str) -> type | None:
+    """Return the type of a plain value; None for a null, an interpolation, and what is not there."""
+    value: Any = OmegaConf.to_container(config, resolve=False)
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return None if value is None or "${" in str(value) else type(value)
 
 
 def _run_by_hydra(

@@ -30,6 +30,7 @@ def print_stats(staging_root: Path, style: str, html: Path | None = None) -> Non
     if not staging_root.is_dir():
         raise UserError(f"{staging_root} is no staging folder: render into it first")
     staging = Staging(staging_root)
+    staging.render_record()  # refuses a folder that is none
     digest = staging.digest()
     summary = summarise(staging, digest)
     is_writable = os.access(staging_root, os.W_OK)

@@ -36,6 +36,13 @@ class ExportStage(lightning.Callback):
     def __init__(self, pipeline_dir: str | os.PathLike[str]) -> None:
         self.pipeline_dir = Path(pipeline_dir)
 
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Make the folder before training, so that a path that cannot be one costs no training."""
+        if trainer.is_global_zero:
+            self.pipeline_dir.mkdir(parents=True, exist_ok=True)
+
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.interrupted and trainer.is_global_zero:
             with averaged_weights(trainer, pl_module):

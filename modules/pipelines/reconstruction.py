@@ -25,6 +25,17 @@ from modules.networks.refined_field import RefinedField
 from modules.networks.refiner import Refiner
 from modules.networks.refiner_files import load_refiner
 
+MAX_GRID, MAX_TEXTURE_PX = 1024, 8192
+"""More would take over 20 GB of memory."""
+
+
+def check_mesh_size(grid: int, texture_px: int) -> None:
+    """Raise UserError unless both can be made."""
+    if grid % 2 or not 8 <= grid <= MAX_GRID:
+        raise UserError(f"grid={grid} must be even, at least 8 and at most {MAX_GRID}")
+    if not 16 <= texture_px <= MAX_TEXTURE_PX:
+        raise UserError(f"texture_px={texture_px} must be at least 16 and at most {MAX_TEXTURE_PX}")
+
 
 class Reconstructor:
     """Rebuilds the surface that 2.5D images show: lift, distance field, isosurface, UV, bake.
@@ -82,10 +93,7 @@ class Reconstructor:
         Raises:
             UserError: the images show no surface, or a setting is out of range.
         """
-        if grid < 8 or grid % 2:
-            raise UserError(f"grid={grid} must be even and at least 8")
-        if texture_px < 16:
-            raise UserError(f"texture_px={texture_px} must be at least 16")
+        check_mesh_size(grid, texture_px)
         mask = None if hit is None else hit.cpu().numpy()
         observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask)
         if not len(observation.position):

@@ -1,6 +1,7 @@
 """What generate.py does: prompt or rendered sample to textured mesh files."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from data_pipeline.contract import Camera, SourceFrame, UserError, view_layout
 from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
 from modules.pipelines.device import inference_device
 from modules.pipelines.generation import TextTo25D
-from modules.pipelines.reconstruction import Reconstructor
+from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
 
 
 def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
@@ -27,7 +28,7 @@ def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
             written.
     """
     if len(seeds) < 1:
-        raise UserError("num must be at least 1")
+        raise UserError("num must be at least 1: it is how many results are made")
     if Path(out).suffix.lower() not in WRITTEN_SUFFIXES:
         raise UserError(f"out={out}: the suffix must be one of {', '.join(WRITTEN_SUFFIXES)}")
     if len(seeds) > 1 and "{seed}" not in out:
@@ -36,6 +37,24 @@ def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
     for path in paths.values():
         _check_writable(path)
     return paths
+
+
+def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Path]:
+    """Return the path of every result's picture, empty without `views`, made sure of like `out`.
+
+    Raises:
+        UserError: it is no PNG, several results share it, or it cannot be written.
+    """
+    if views is None:
+        return {}
+    if Path(views).suffix.lower() != ".png":
+        raise UserError(f"views={views}: the suffix must be .png")
+    if len(outputs) > 1 and "{seed}" not in views:
+        raise UserError(f"views={views}: {len(outputs)} results need {{seed}} in the name")
+    pictures = {seed: Path(views.replace("{seed}", str(seed))) for seed in outputs}
+    for path in pictures.values():
+        _check_writable(path)
+    return pictures
 
 
 def _check_writable(path: Path) -> None:
@@ -78,9 +97,12 @@ def generate_from_prompt(
         texture_px: side of the texture.
         device: of the networks: `auto`, `cpu` or `cuda`.
     """
-    if views is not None:
-        for seed in outputs:
-            _check_writable(Path(views.replace("{seed}", str(seed))))
+    pictures = check_pictures(views, outputs)
+    if steps < 1:
+        raise UserError(f"steps={steps} must be at least 1")
+    if not math.isfinite(guidance):
+        raise UserError(f"guidance={guidance} must be a finite number; 1 is none")
+    check_mesh_size(grid, texture_px)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
     reconstruct = Reconstructor.from_pretrained(checkpoint)
     cameras = view_layout("ortho6")
@@ -94,8 +116,8 @@ def generate_from_prompt(
         images = generator(prompts, list(outputs), steps, guidance, advance).cpu()
     provenance = {"prompt": prompt, "steps": steps, "guidance": guidance}
     for (seed, path), each in zip(outputs.items(), images, strict=True):
-        if views is not None:
-            draw_images(each, Path(views.replace("{seed}", str(seed))))
+        if pictures:
+            draw_images(each, pictures[seed])
         mesh = reconstruct(each, cameras, grid=grid, texture_px=texture_px)
         save_mesh(mesh, path, extras={"relief": provenance | {"seed": seed}})
         print(path)
@@ -107,6 +129,7 @@ def rebuild_images(
     outputs: dict[int, Path],
     checkpoint: Path | None,
     *,
+    views: str | None,
     grid: int,
     texture_px: int,
 ) -> None:
@@ -117,9 +140,12 @@ def rebuild_images(
         meta_json: its metadata.
         outputs: one path.
         checkpoint: pipeline folder with a refiner-decoder; None for the classical method.
+        views: where to draw the sample's 2.5D images, as PNG.
         grid: cells along the unit cube's side for the surface.
         texture_px: side of the texture.
     """
+    pictures = check_pictures(views, outputs)
+    check_mesh_size(grid, texture_px)
     if checkpoint is None:
         reconstruct = Reconstructor.classical()
     else:
@@ -128,7 +154,9 @@ def rebuild_images(
     cameras = [Camera(**camera) for camera in meta["cameras"]]
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
     mesh = reconstruct(sample["images"], cameras, sample["hit"], grid=grid, texture_px=texture_px)
-    [path] = outputs.values()
+    [(seed, path)] = outputs.items()
+    if pictures:
+        draw_images(sample["images"], pictures[seed])
     keys = ("uid", "licence", "author", "scale", "offset", "cameras")
     save_mesh(mesh, path, frame, extras={"relief": {key: meta[key] for key in keys}})
     print(path)
