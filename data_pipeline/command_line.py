@@ -135,7 +135,7 @@ def _wrong_value(config_name: str, arguments: Sequence[str], config: DictConfig)
 
 
 def _kind(config: DictConfig, key: str) -> type | None:
-    """Return the type of a plain value; None for a null, an interpolation, and what is not there."""
+    """Return the type of a plain value; None for a null, an interpolation, and a missing one."""
     value: Any = OmegaConf.to_container(config, resolve=False)
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
