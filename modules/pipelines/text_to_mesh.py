@@ -29,14 +29,7 @@ def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
     """
     if len(seeds) < 1:
         raise UserError("num must be at least 1: it is how many results are made")
-    if Path(out).suffix.lower() not in WRITTEN_SUFFIXES:
-        raise UserError(f"out={out}: the suffix must be one of {', '.join(WRITTEN_SUFFIXES)}")
-    if len(seeds) > 1 and "{seed}" not in out:
-        raise UserError(f"out={out}: {len(seeds)} results need {{seed}} in the name")
-    paths = {seed: Path(out.replace("{seed}", str(seed))) for seed in seeds}
-    for path in paths.values():
-        _check_writable(path)
-    return paths
+    return _writable_paths("out", out, seeds, WRITTEN_SUFFIXES)
 
 
 def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Path]:
@@ -47,14 +40,22 @@ def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Pat
     """
     if views is None:
         return {}
-    if Path(views).suffix.lower() != ".png":
-        raise UserError(f"views={views}: the suffix must be .png")
-    if len(outputs) > 1 and "{seed}" not in views:
-        raise UserError(f"views={views}: {len(outputs)} results need {{seed}} in the name")
-    pictures = {seed: Path(views.replace("{seed}", str(seed))) for seed in outputs}
-    for path in pictures.values():
+    return _writable_paths("views", views, list(outputs), (".png",))
+
+
+def _writable_paths(
+    key: str, pattern: str, seeds: Sequence[int], suffixes: Sequence[str]
+) -> dict[int, Path]:
+    """Return the path of every seed, `{seed}` filled in, each of which can be written."""
+    if Path(pattern).suffix.lower() not in suffixes:
+        known = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
+        raise UserError(f"{key}={pattern}: the suffix must be {known}")
+    if len(seeds) > 1 and "{seed}" not in pattern:
+        raise UserError(f"{key}={pattern}: {len(seeds)} results need {{seed}} in the name")
+    paths = {seed: Path(pattern.replace("{seed}", str(seed))) for seed in seeds}
+    for path in paths.values():
         _check_writable(path)
-    return pictures
+    return paths
 
 
 def _check_writable(path: Path) -> None:
