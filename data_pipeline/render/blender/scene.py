@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.contract import SourceFrame, unit_cube_frame
 from data_pipeline.render.blender import gltf_at_rest
 from data_pipeline.render.failures import AssetFailure
-
-MAX_FACES = 4_000_000
-"""Triangles of one asset; more would need over 8 GB in a worker."""
+from data_pipeline.render.limits import MAX_FACES
 
 SURFACE_TYPES = {"MESH", "CURVE", "SURFACE", "META", "FONT"}
 """Blender's types of objects that can carry a surface."""
