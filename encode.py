@@ -7,24 +7,27 @@ and an interrupted command goes on where it stopped.
 import json
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from data_pipeline.command_line import run
-from data_pipeline.loading.samples import decode_sample
-from data_pipeline.shards.manifest import MANIFEST_NAME, ShardSet
-from data_pipeline.shards.writer import ShardWriter
-from modules.latents.cache import cache_members, measure_spec, read_cache
-from modules.latents.codec import encode_packed, load_autoencoder
-from modules.latents.raw_parts import RawLatents, RawPart
-from modules.latents.spec import fingerprint
-from modules.networks.text_encoder import Vocabulary
-from modules.pipelines.device import inference_device
 
 
 def main(config: DictConfig) -> None:
     """Encode a set of image shards into a set of latent shards."""
+    # torch and diffusers take seconds to import; a mistyped key is told before that.
+    import torch
+
+    from data_pipeline.loading.samples import decode_sample
+    from data_pipeline.shards.manifest import MANIFEST_NAME, ShardSet
+    from data_pipeline.shards.writer import ShardWriter
+    from modules.latents.cache import cache_members, measure_spec, read_cache
+    from modules.latents.codec import encode_packed, load_autoencoder
+    from modules.latents.raw_parts import RawLatents, RawPart
+    from modules.latents.spec import fingerprint
+    from modules.networks.text_encoder import Vocabulary
+    from modules.pipelines.device import inference_device
+
     shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out)
     autoencoder = load_autoencoder(Path(config.autoencoder))
     name, packing = fingerprint(autoencoder), config.packing

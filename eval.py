@@ -4,21 +4,27 @@ With task=rebuild shards=DIR [checkpoint=DIR] rendered samples go through the re
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
-from modules.metrics.scoring import ScoringOptions
-from modules.reporting.environment import describe_environment
-from modules.reporting.evaluation import Case, as_markdown, evaluate, write_report
-from modules.reporting.folder_cases import folder_cases
+
+if TYPE_CHECKING:
+    from modules.reporting.evaluation import Case
 
 INPUTS = {"meshes": ("meshes", "reference"), "rebuild": ("shards",)}
 
 
 def main(config: DictConfig) -> None:
     """Evaluate, write the report, print its table."""
+    # The figures' libraries take seconds to import; a mistyped key is told before that.
+    from modules.metrics.scoring import ScoringOptions
+    from modules.reporting.environment import describe_environment
+    from modules.reporting.evaluation import as_markdown, evaluate, write_report
+    from modules.reporting.folder_cases import folder_cases
+
     if config.task not in INPUTS:
         raise UserError(f"task={config.task} is not known: choose one of {', '.join(INPUTS)}")
     if missing := [f"{key}=DIR" for key in INPUTS[config.task] if config[key] is None]:
@@ -40,7 +46,7 @@ def main(config: DictConfig) -> None:
     print(f"{as_markdown(report)}\nreport: {out / 'report.html'}")
 
 
-def _rebuild_cases(config: DictConfig) -> list[Case]:
+def _rebuild_cases(config: DictConfig) -> "list[Case]":
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
     from modules.reporting.rebuild_cases import rebuild_cases

@@ -9,9 +9,6 @@ from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
-from data_pipeline.loading.samples import decode_sample
-from data_pipeline.shards.manifest import ShardSet
-from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
 
 def main(config: DictConfig) -> None:
@@ -20,7 +17,13 @@ def main(config: DictConfig) -> None:
         raise UserError('give either prompt="..." or sample=UID')
     if not 0 <= config.seed < 2**63 - config.num:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
-    outputs = check_outputs(str(config.out), range(config.seed, config.seed + config.num))
+    out = str(config.out)
+    # torch and diffusers take seconds to import; a mistyped key is told before that.
+    from data_pipeline.loading.samples import decode_sample
+    from data_pipeline.shards.manifest import ShardSet
+    from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
+
+    outputs = check_outputs(out, range(config.seed, config.seed + config.num))
     options = {key: config[key] for key in ("grid", "texture_px", "views")}
     if config.prompt is not None:
         if config.checkpoint is None:

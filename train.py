@@ -3,17 +3,16 @@
 The same command goes on after an interruption. Keys: python train.py --help, and docs/training.md.
 """
 
+import logging
 import sys
 import warnings
 from pathlib import Path
 
-import lightning
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import CONFIG_DIR, USAGE_ERROR, build, run
-from modules.callbacks.checkpoint import find_checkpoint, finished_step
-from modules.callbacks.run_record import record_run
+from data_pipeline.contract import UserError
 
 
 def main(config: DictConfig) -> int | None:
@@ -23,7 +22,19 @@ def main(config: DictConfig) -> int | None:
         names = " | ".join(f"{file.parent.name}/{file.stem}" for file in files)
         print(f"error: choose an experiment: experiment={names}", file=sys.stderr)
         return USAGE_ERROR
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    if config.trainer.max_steps < 1:
+        raise UserError(f"trainer.max_steps={config.trainer.max_steps} must be at least 1")
+    # torch and lightning take seconds to import; a mistyped key is told before that.
+    import lightning
+
+    from modules.callbacks.checkpoint import find_checkpoint, finished_step
+    from modules.callbacks.run_record import record_run
+
+    for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=noise)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()  # advertisements
+    )
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.paths.run_dir)
     data, system = build(config.data), build(config.system)

@@ -42,6 +42,12 @@ VERBATIM_KEYS = frozenset(
 TEXT_KEYS = frozenset({"prompt", "sample", "uid"})
 """Those of them that are no paths, and may be empty."""
 
+OPTIONAL_NUMBERS = {
+    "count": int, "gpus": int, "workers": int, "source.count": int, "source.max_bytes": int,
+    "source.max_faces": int, "source.min_faces": int, "source.quota_gb": float,
+}  # fmt: skip
+"""Keys that are null by default, which tells nothing of the kind of value that they take."""
+
 DONE, USER_ERROR, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -117,14 +123,15 @@ def run(
 
 def _wrong_value(config_name: str, arguments: Sequence[str], config: DictConfig) -> str | None:
     """Return what is wrong with the first value that is empty or not of its default's kind."""
-    values = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
-    groups = [f"{key}={value}" for key, value in values.items() if (CONFIG_DIR / key).is_dir()]
-    defaults = compose(config_name, groups)
-    for key, text in values.items():
+    texts = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    groups = [f"{key}={text}" for key, text in texts.items() if (CONFIG_DIR / key).is_dir()]
+    defaults = OmegaConf.to_container(compose(config_name, groups), resolve=False)
+    values = OmegaConf.to_container(config, resolve=False)
+    for key, text in texts.items():
         if key in VERBATIM_KEYS - TEXT_KEYS and not text:
             return f"{key}= is empty: give a path (an unset shell variable?)"
-        default = _kind(defaults, key)
-        given = _kind(config, key)
+        default = OPTIONAL_NUMBERS.get(key) or _kind(defaults, key)
+        given = _kind(values, key)
         if default is bool and given is not bool:
             return f"{key}={text} is neither true nor false"
         if default is int and given not in (int, None):
@@ -134,12 +141,11 @@ def _wrong_value(config_name: str, arguments: Sequence[str], config: DictConfig)
     return None
 
 
-def _kind(config: DictConfig, key: str) -> type | None:
+def _kind(values: Any, key: str) -> type | None:
     """Return the type of a plain value; None for a null, an interpolation, and a missing one."""
-    value: Any = OmegaConf.to_container(config, resolve=False)
     for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return None if value is None or "${" in str(value) else type(value)
+        values = values.get(name) if isinstance(values, dict) else None
+    return None if values is None or "${" in str(values) else type(values)
 
 
 def _run_by_hydra(

@@ -37,7 +37,7 @@ class Scale:
     rebuilds: int
 
 
-FULL = Scale(200, 64, 200, 1000, 200, 6, 20, 8)
+FULL = Scale(200, 64, 150, 800, 200, 4, 20, 6)
 SHORT = Scale(12, 64, 30, 40, 20, 2, 8, 3)
 """For continuous integration: every stage, too little training for a good result."""
 

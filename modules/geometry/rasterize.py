@@ -41,6 +41,15 @@ class RayScene:
         # Keep the geometry alive: the scene holds no reference to it.
         self._geometry = TriangleMesh(self._scene, self.corners.astype(np.float32))
 
+    def first_face(
+        self, origins: Float[ndarray, "p 3"], directions: Float[ndarray, "p 3"]
+    ) -> Int[ndarray, " p"]:
+        """Return the first face along each ray; -1 where there is none."""
+        return self._scene.run(
+            np.ascontiguousarray(origins, dtype=np.float32),
+            np.ascontiguousarray(directions, dtype=np.float32),
+        ).astype(np.int64)
+
     def first_hit(
         self, origins: Float[ndarray, "p 3"], directions: Float[ndarray, "p 3"]
     ) -> tuple[Int[ndarray, " p"], Float[ndarray, "p 3"]]:
@@ -48,10 +57,7 @@ class RayScene:
 
         Embree finds the face in float32; the point is then computed in float64 on its plane.
         """
-        face = self._scene.run(
-            np.ascontiguousarray(origins, dtype=np.float32),
-            np.ascontiguousarray(directions, dtype=np.float32),
-        ).astype(np.int64)
+        face = self.first_face(origins, directions)
         a, b, c = (self.corners[face, corner] for corner in range(3))
         ab, ac = b - a, c - a
         p = np.cross(directions, ac)

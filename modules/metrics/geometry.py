@@ -91,7 +91,7 @@ class MeshSurface:
             facing = np.abs(samples.normals @ direction) > 0.1
             todo = np.flatnonzero(~visible & facing)
             origins = samples.points[todo] + 1e-4 * direction
-            face, _ = scene.first_hit(origins, np.broadcast_to(direction, origins.shape))
+            face = scene.first_face(origins, np.broadcast_to(direction, origins.shape))
             visible[todo[face < 0]] = True
         return visible
 

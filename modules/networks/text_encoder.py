@@ -60,6 +60,10 @@ class Vocabulary:
             row[: len(indices)] = torch.tensor(indices, dtype=torch.long)
         return rows
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that no training caption held."""
+        return [word for word in split_words(text) if word not in self._index]
+
     def save(self, path: Path) -> None:
         """Write the words as JSON."""
         path.write_text(json.dumps(self.words, ensure_ascii=False, indent=0) + "\n", "utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ def generate_from_prompt(
         raise UserError(f"guidance={guidance} must be a finite number; 1 is none")
     check_mesh_size(grid, texture_px)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
+    if unknown := generator.vocabulary.unknown_words(prompt):
+        print(
+            f"warning: no training caption held {', '.join(unknown)}: the model ignores what it "
+            f"does not know ({checkpoint}/denoiser/vocabulary.json lists what it knows)",
+            file=sys.stderr,
+        )
     reconstruct = Reconstructor.from_pretrained(checkpoint)
     cameras = view_layout("ortho6")
     with tqdm(total=steps, desc="sample", unit="step") as bar:

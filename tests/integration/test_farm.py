@@ -37,14 +37,6 @@ MEDIUM = RenderSpec(resolution_px=128, samples=8, surface_points=64, sdf_points=
 SLOW = RenderSpec(resolution_px=1024, samples=256, surface_points=64, sdf_points=64)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def blender() -> None:
-    try:
-        find_blender_python(None)
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():

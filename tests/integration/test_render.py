@@ -23,14 +23,6 @@ REPOSITORY = Path(__file__).parents[2]
 DEVELOPMENT_ASSETS = REPOSITORY.parent / "shared" / "assets"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def blender() -> None:
-    try:
-        find_blender_python(None)
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def write_triangles(path: Path, corners: list) -> Asset:
     builder = GlbBuilder()
     builder.add_mesh(np.array([corners], dtype=np.float32))

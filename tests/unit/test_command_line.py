@@ -1,5 +1,6 @@
 """Commands take free text verbatim, tell errors in one line, and exit with the documented codes."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,12 +50,6 @@ def test_any_printable_text_arrives_verbatim(text):
     assert compose("generate", [f"prompt={text}"]).prompt == text
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -67,6 +62,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["generate.py", "prompt=x", "checkpoint=x", "out="], 2, "out= is empty"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "steps=abc"], 2, "steps=abc"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "num=1.5"], 2, "num=1.5"),
+        (["train.py", "experiment=tiny/autoencoder", "trainer.max_steps=0"], 1, "max_steps=0"),
+        (["eval.py", "task=rebuild", "shards=x", "count=1.5"], 2, "count=1.5"),
+        (["-m", "data_pipeline", "render", "workers=x"], 2, "workers=x"),
+        (["-m", "data_pipeline", "render", "source=folder", "source.count=x"], 2, "source.count=x"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "steps=0"], 1, "steps=0"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "guidance=nan"], 1, "guidance="),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "grid=7"], 1, "grid=7"),
@@ -77,10 +76,25 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["-m", "data_pipeline", "pack", "out=/no/staging", "shards=/no/shards"], 1, "/no/staging"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_ends_in_one_clear_line(arguments, code, said):
-    result = command(*arguments)
-    assert result.returncode == code
-    assert said in result.stderr
+def test_a_wrong_command_ends_in_one_clear_line(arguments, code, said, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    script, *rest = arguments
+    monkeypatch.setattr(sys, "argv", [script, *rest[1:]] if script == "-m" else arguments)
+    start, name = (runpy.run_module, rest[0]) if script == "-m" else (runpy.run_path, script)
+    with pytest.raises(SystemExit) as ended:
+        start(name, run_name="__main__")
+    assert ended.value.code == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
+
+
+@pytest.mark.parametrize("script", [["train.py"], ["generate.py"], ["-m", "data_pipeline"]])
+def test_a_process_ends_with_the_code_and_without_a_traceback(script):
+    result = subprocess.run(
+        [sys.executable, *script, "no_such_key=1"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "no_such_key" in result.stderr
     assert "Traceback" not in result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1

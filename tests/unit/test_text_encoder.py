@@ -28,6 +28,12 @@ def test_captions_are_padded_cut_and_unknown_words_marked():
     assert rows[2].tolist() == [2] * 4
 
 
+def test_words_without_a_caption_are_named():
+    vocabulary = Vocabulary.from_captions(CAPTIONS)
+    assert vocabulary.unknown_words("A blue Zeppelin with stripes, ñandú") == ["zeppelin", "ñandú"]
+    assert vocabulary.unknown_words("") == []
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_crashes_the_tokenizer(text):
