@@ -78,6 +78,7 @@ def test_any_printable_text_arrives_verbatim(text):
 )  # fmt: skip
 def test_a_wrong_command_ends_in_one_clear_line(arguments, code, said, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.delitem(sys.modules, "data_pipeline.__main__", raising=False)
     script, *rest = arguments
     monkeypatch.setattr(sys, "argv", [script, *rest[1:]] if script == "-m" else arguments)
     start, name = (runpy.run_module, rest[0]) if script == "-m" else (runpy.run_path, script)
