@@ -10,9 +10,9 @@ import lightning
 
 from data_pipeline.contract import CONVENTIONS_VERSION
 from modules.callbacks.ema import averaged_weights
+from modules.networks.pipeline_folder import STAGES
 
 PIPELINE_RECORD = "relief.json"
-STAGES = ("autoencoder", "denoiser", "refiner_decoder")
 
 
 @runtime_checkable

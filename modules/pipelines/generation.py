@@ -15,6 +15,7 @@ from modules.latents.spec import LatentSpec
 from modules.losses.flow import Prediction, to_velocity
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import load_denoiser
+from modules.networks.pipeline_folder import stage_folder
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 
 GEOMETRY = (MODALITIES.index("normal"), MODALITIES.index("coord"))
@@ -58,9 +59,9 @@ class TextTo25D:
             UserError: one is missing or damaged, or the denoiser was trained on the latents of
                 another autoencoder.
         """
-        denoiser, text_encoder, vocabulary, sampling = load_denoiser(directory / "denoiser")
-        spec = LatentSpec.load(directory / "denoiser")
-        codec = LatentCodec(load_autoencoder(directory / "autoencoder"), spec)
+        autoencoder, exported = (stage_folder(directory, s) for s in ("autoencoder", "denoiser"))
+        denoiser, text_encoder, vocabulary, sampling = load_denoiser(exported)
+        codec = LatentCodec(load_autoencoder(autoencoder), LatentSpec.load(exported))
         return cls(codec, denoiser, text_encoder, vocabulary, **sampling)
 
     def to(self, device: torch.device | str) -> "TextTo25D":

@@ -21,6 +21,7 @@ from modules.geometry.isosurface import (
 from modules.geometry.lift import lift
 from modules.geometry.mesh import TexturedMesh, smooth_normals
 from modules.geometry.texture import BakeSettings, bake
+from modules.networks.pipeline_folder import stage_folder
 from modules.networks.refined_field import RefinedField
 from modules.networks.refiner import Refiner
 from modules.networks.refiner_files import load_refiner
@@ -70,7 +71,7 @@ class Reconstructor:
         Raises:
             UserError: the folder holds none, or a damaged one.
         """
-        return cls(load_refiner(Path(pipeline_dir) / cls.stage))
+        return cls(load_refiner(stage_folder(Path(pipeline_dir), cls.stage)))
 
     def __call__(
         self,
