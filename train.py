@@ -28,6 +28,7 @@ def main(config: DictConfig) -> int | None:
     import lightning
 
     from modules.callbacks.checkpoint import find_checkpoint, finished_step
+    from modules.callbacks.progress import StepProgressBar
     from modules.callbacks.run_record import record_run
 
     for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
@@ -51,6 +52,8 @@ def main(config: DictConfig) -> int | None:
     for logger in loggers:
         logger.log_hyperparams(settings)
     callbacks = [build(node) for node in config.callbacks.values()]
+    if config.trainer.get("enable_progress_bar", True):
+        callbacks.append(StepProgressBar())
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
     try:
         trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
