@@ -147,7 +147,7 @@ def test_unknown_words_and_any_script_are_accepted():
 
 
 def test_a_folder_that_is_no_pipeline_or_lacks_a_stage_is_named(tmp_path):
-    with pytest.raises(UserError, match="is no pipeline folder: give the one that train.py"):
+    with pytest.raises(UserError, match="is no pipeline folder: give the one that train"):
         TextTo25D.from_pretrained(tmp_path)
     (tmp_path / "autoencoder").mkdir()
     with pytest.raises(UserError, match="holds autoencoder, but no denoiser: train it with"):
