@@ -28,6 +28,24 @@ def jpeg(width: int, height: int) -> bytes:
     return b"\xff\xd8\xff\xc0" + struct.pack(">H", len(frame) + 2) + frame + b"\xff\xd9"
 
 
+def exr(width: int, height: int) -> bytes:
+    """Return the header of an OpenEXR image of this size."""
+
+    def attribute(name: bytes, kind: bytes, value: bytes) -> bytes:
+        return name + b"\0" + kind + b"\0" + struct.pack("<I", len(value)) + value
+
+    window = struct.pack("<4i", -7, 4, width - 8, height + 3)
+    display = attribute(b"displayWindow", b"box2i", struct.pack("<4i", 0, 0, 7, 7))
+    compression = attribute(b"compression", b"compression", b"\0")
+    data = attribute(b"dataWindow", b"box2i", window)
+    return b"\x76\x2f\x31\x01\x02\0\0\0" + compression + display + data + b"\0"
+
+
+def hdr(width: int, height: int) -> bytes:
+    """Return the header of a Radiance image of this size."""
+    return b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (height, width)
+
+
 def refused(path: Path) -> AssetFailure:
     """Return why a file is refused; it must be, in one line."""
     with pytest.raises(AssetFailure) as caught:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import os
 import struct
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from golden.glb import GlbBuilder, uv_sphere
-from hostile import jpeg, png, refused, write, write_links_that_lead_out
+from hostile import exr, hdr, jpeg, png, refused, write, write_links_that_lead_out
 
 from data_pipeline.contract import make_uid
+from data_pipeline.render.checks.float_images import float_image_size
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.nonfinite import check_finite
 from data_pipeline.render.precheck import check_file
@@ -171,8 +174,8 @@ def test_an_fbx_leads_nowhere_and_its_missing_images_are_left_to_the_renderer(fo
 
 @pytest.mark.parametrize(
     "image",
-    [png(60000, 60000), jpeg(60000, 60000), png(40000, 1)],
-    ids=["png", "jpeg", "thin png"],
+    [png(60000, 60000), jpeg(60000, 60000), png(40000, 1), exr(60000, 60000), hdr(40000, 1)],
+    ids=["png", "jpeg", "thin png", "exr", "thin hdr"],
 )
 @pytest.mark.parametrize("place", ["in the GLB", "beside it", "in a data URI"])
 def test_images_of_absurd_size_are_refused_before_they_are_decoded(tmp_path, image, place) -> None:
@@ -187,6 +190,19 @@ def test_images_of_absurd_size_are_refused_before_they_are_decoded(tmp_path, ima
     failure = refused(path)
     assert failure.reason == "too_large"
     assert "pixels" in failure.message
+
+
+def test_the_size_of_float_images_is_read_from_their_header() -> None:
+    pixels = np.zeros((3, 5, 3), np.float32)
+    written = cv2.imencode(".hdr", pixels)[1].tobytes()
+    assert float_image_size(io.BytesIO(written)) == (5, 3)
+    assert float_image_size(io.BytesIO(exr(5, 3))) == (5, 3)
+    assert float_image_size(io.BytesIO(png(5, 3))) is None
+
+
+@pytest.mark.parametrize("image", [exr(5, 3)[:40], b"#?RADIANCE\n\nrubbish", exr(0, 3)])
+def test_damaged_float_images_are_unreadable(tmp_path, image) -> None:
+    assert refused(with_image(image).write(tmp_path / "a.glb")).reason == "unreadable"
 
 
 def test_many_images_of_a_sound_size_are_too_large_together(tmp_path) -> None:

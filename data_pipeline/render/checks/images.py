@@ -7,6 +7,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from data_pipeline.render.checks.float_images import float_image_size
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.limits import MAX_ALL_PIXELS, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE_PX
 
@@ -53,7 +54,7 @@ class PixelBudget:
         self.add(io.BytesIO(content), name)
 
     def add(self, file: IO[bytes] | io.BytesIO, name: str) -> None:
-        """Count an image by its header. Kinds that Pillow does not know (EXR, HDR) count nothing.
+        """Count an image by its header; what is no known image counts nothing.
 
         Raises:
             AssetFailure: `too_large`, `unsupported` (KTX), or `missing_texture` when it is empty.
@@ -64,7 +65,12 @@ class PixelBudget:
             raise AssetFailure("missing_texture", f"the image {name!r} is empty (0 bytes)")
         if head[:12] in KTX:
             raise AssetFailure("unsupported", f"{name!r}: {KTX_ADVICE}")
-        size = _declared_size(file)
+        try:
+            size = float_image_size(file)
+        except ValueError as error:
+            raise AssetFailure("unreadable", f"the image {name!r} is {error}") from error
+        file.seek(0)
+        size = size or _declared_size(file)
         if size is None:
             return
         width, height = size
