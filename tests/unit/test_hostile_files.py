@@ -169,6 +169,15 @@ def test_an_fbx_leads_nowhere_and_its_missing_images_are_left_to_the_renderer(fo
     check_file(write(folder / "d.fbx", fbx("gone.png")))
 
 
+def test_an_image_embedded_in_an_fbx_is_as_large_as_one_beside_it(tmp_path) -> None:
+    def embedding(image: bytes) -> bytes:
+        return fbx("a.png") + b"\x07ContentR" + struct.pack("<I", len(image)) + image
+
+    check_file(write(tmp_path / "a.fbx", embedding(png(64, 64))))
+    check_file(write(tmp_path / "b.fbx", embedding(b"")))
+    assert refused(write(tmp_path / "c.fbx", embedding(png(60000, 60000)))).reason == "too_large"
+
+
 # ------------------------------------------------------------------------------------------- images
 
 

@@ -1,4 +1,4 @@
-"""FBX: the images that it names; a binary FBX keeps their names uncompressed."""
+"""FBX: the images that it names and embeds; a binary FBX keeps both uncompressed."""
 
 import mmap
 import re
@@ -8,6 +8,8 @@ from data_pipeline.render.checks.images import PixelBudget
 from data_pipeline.render.checks.references import beside
 
 _NAME = re.compile(rb"(?:RelativeFilename|FileName|Filename)S(....)", re.S)
+
+_EMBEDDED = re.compile(rb"\x07ContentR(....)", re.S)
 
 MAX_NAME_BYTES = 4096
 
@@ -27,3 +29,6 @@ def check_fbx(path: Path) -> None:
                 found = beside(path.parent, name.decode("utf-8", "replace"))
                 if found is not None and found.is_file():
                     budget.add_file(found)
+        for match in _EMBEDDED.finditer(content):
+            if size := int.from_bytes(match[1], "little"):
+                budget.add_bytes(content[match.end() : match.end() + size], "embedded")
