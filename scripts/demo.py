@@ -179,6 +179,11 @@ def main() -> None:
     total = len(first) + scale.prompts + 1
     for i, stage in enumerate(first, start=1):
         run_stage(stage, f"{i}/{total}", record, ROOT / run / "pipeline")
+        if stage.name == "render" and not any((ROOT / run / "staging/samples").glob("*/*.tar")):
+            raise UserError(
+                "none of the assets could be rendered, for the reasons above; a page of them: "
+                f".venv/bin/python -m data_pipeline stats out={run}/staging"
+            )
     prompts = choose_prompts(ROOT / run / "shards", scale.prompts, invent=assets is None)
     rest = stages_after_prompts(run, assets, scale, prompts)
     for i, stage in enumerate(rest, start=len(first) + 1):
@@ -201,8 +206,8 @@ def main() -> None:
         f"\nDone in {sum(stage['seconds'] for stage in stages) / 60:.1f} minutes.\n"
         f"  Open      {page if not page.is_relative_to(ROOT) else page.relative_to(ROOT)}\n"
         f"  Meshes    {run}/generated/*.glb\n"
-        f"  Try next  python generate.py prompt={shlex.quote(example)} checkpoint={run}/pipeline "
-        f"out={run}/generated/again.glb seed=1\n"
+        f"  Try next  .venv/bin/python generate.py prompt={shlex.quote(example)} "
+        f"checkpoint={run}/pipeline out={run}/generated/again.glb seed=1\n"
         "            make demo ASSETS=path/to/your/folder RUN=runs/mine"
     )
 

@@ -12,7 +12,7 @@ def claim_run(folder: Path, settings: dict[str, Any]) -> None:
     """Make the run's folder, or make sure that it was made with the same settings.
 
     Raises:
-        UserError: the folder holds a demo of other settings.
+        UserError: the folder holds a demo of other settings, or cannot be made.
     """
     path = folder / "demo.json"
     if path.is_file():
@@ -23,8 +23,14 @@ def claim_run(folder: Path, settings: dict[str, Any]) -> None:
                 "give another folder (make demo RUN=runs/other), or remove it"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(path, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, settings)
+    except OSError as error:
+        raise UserError(
+            f"run_dir={folder} cannot be a folder ({error.strerror}): "
+            "give another (make demo RUN=…)"
+        ) from error
 
 
 class StageRecord:

@@ -55,6 +55,7 @@ def test_wrong_arguments_are_told_in_one_line(tmp_path):
         ([f"run_dir={tmp_path}/x", "assets=/no/such"], "/no/such"),
         ([f"run_dir={tmp_path}/x", f"assets={tmp_path}/empty"], "empty"),
         ([f"run_dir={tmp_path}/run", "short=true"], "give another folder"),
+        ([f"run_dir={tmp_path}/run/demo.json/x"], "cannot be a folder"),
     ):
         result = run(*arguments)
         assert result.returncode == 1, result
