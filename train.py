@@ -45,16 +45,17 @@ def main(config: DictConfig) -> int | None:
     if checkpoint is not None and finished >= config.trainer.max_steps:
         print(f"{run_dir}: step {finished} is reached already; raise trainer.max_steps to go on")
         return None
-    record_run(run_dir, OmegaConf.to_yaml(config, resolve=True))
     loggers = [build(node) for node in config.logger.values()]
+    callbacks = [build(node) for node in config.callbacks.values()]
+    if config.trainer.get("enable_progress_bar", True):
+        callbacks.append(StepProgressBar())
+    # Before anything is written: a device that is not there is refused here.
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    record_run(run_dir, OmegaConf.to_yaml(config, resolve=True))
     settings = {"shards_manifest_sha256": data.manifest_sha256}
     settings["config"] = OmegaConf.to_container(config, resolve=True)
     for logger in loggers:
         logger.log_hyperparams(settings)
-    callbacks = [build(node) for node in config.callbacks.values()]
-    if config.trainer.get("enable_progress_bar", True):
-        callbacks.append(StepProgressBar())
-    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
     try:
         trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C

@@ -11,6 +11,7 @@ from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from data_pipeline.loading.samples import LatentDataset
 from data_pipeline.shards.writer import ShardWriter
+from modules.latents import codec
 from modules.latents.cache import read_cache
 from modules.latents.codec import LatentCodec, load_autoencoder
 from modules.latents.spec import LatentSpec, fingerprint
@@ -128,7 +129,7 @@ def test_encoding_gives_equal_bytes_twice(runs, shards):
 
 
 def test_an_interrupted_encoding_goes_on_with_the_samples_that_are_left(runs, shards, monkeypatch):
-    original, encoded = encode.encode_packed, []
+    original, encoded = codec.encode_packed, []
 
     def counted(*given):
         if len(encoded) == 3:  # first time round: what Ctrl-C does in the middle of the fourth
@@ -137,7 +138,7 @@ def test_an_interrupted_encoding_goes_on_with_the_samples_that_are_left(runs, sh
         encoded.append(None)
         return original(*given)
 
-    monkeypatch.setattr(encode, "encode_packed", counted)
+    monkeypatch.setattr(codec, "encode_packed", counted)
     with pytest.raises(KeyboardInterrupt):
         encode_to(runs / "stopped", shards, runs)
     assert not (runs / "stopped").exists()
