@@ -176,6 +176,10 @@ def test_an_image_embedded_in_an_fbx_is_as_large_as_one_beside_it(tmp_path) -> N
     check_file(write(tmp_path / "a.fbx", embedding(png(64, 64))))
     check_file(write(tmp_path / "b.fbx", embedding(b"")))
     assert refused(write(tmp_path / "c.fbx", embedding(png(60000, 60000)))).reason == "too_large"
+    overlapping = (b"\x07ContentR" + struct.pack("<I", 100_000)) * 100_000
+    start = time.process_time()
+    assert refused(write(tmp_path / "d.fbx", fbx("a.png") + overlapping)).reason == "unreadable"
+    assert time.process_time() - start < 5.0
 
 
 # ------------------------------------------------------------------------------------------- images
@@ -209,7 +213,11 @@ def test_the_size_of_float_images_is_read_from_their_header() -> None:
     assert float_image_size(io.BytesIO(png(5, 3))) is None
 
 
-@pytest.mark.parametrize("image", [exr(5, 3)[:40], b"#?RADIANCE\n\nrubbish", exr(0, 3)])
+@pytest.mark.parametrize(
+    "image",
+    [exr(5, 3)[:40], b"#?RADIANCE\n\nrubbish", exr(0, 3), exr(5, 3)[:5] + b"\x10" + exr(5, 3)[6:]],
+    ids=["cut off", "no resolution", "empty window", "several parts"],
+)
 def test_damaged_float_images_are_unreadable(tmp_path, image) -> None:
     assert refused(with_image(image).write(tmp_path / "a.glb")).reason == "unreadable"
 

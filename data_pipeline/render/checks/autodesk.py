@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_pipeline.render.checks.images import PixelBudget
 from data_pipeline.render.checks.references import beside
+from data_pipeline.render.failures import AssetFailure
 
 _NAME = re.compile(rb"(?:RelativeFilename|FileName|Filename)S(....)", re.S)
 
@@ -15,7 +16,7 @@ MAX_NAME_BYTES = 4096
 
 
 def check_fbx(path: Path) -> None:
-    """Raise AssetFailure for an image that leads elsewhere or is huge.
+    """Raise AssetFailure for an image that leads elsewhere, is huge, or is cut off.
 
     Images that are missing are left to the renderer: whether a material shows them, and whether
     they are embedded, is known only after the import.
@@ -29,6 +30,11 @@ def check_fbx(path: Path) -> None:
                 found = beside(path.parent, name.decode("utf-8", "replace"))
                 if found is not None and found.is_file():
                     budget.add_file(found)
+        left = len(content)  # embedded images do not overlap: reading them is no more than this
         for match in _EMBEDDED.finditer(content):
-            if size := int.from_bytes(match[1], "little"):
+            size = int.from_bytes(match[1], "little")
+            left -= size
+            if left < 0:
+                raise AssetFailure("unreadable", "its embedded images are longer than the file")
+            if size:
                 budget.add_bytes(content[match.end() : match.end() + size], "embedded")

@@ -14,32 +14,33 @@ MAX_HEADER_BYTES = 65536
 
 
 def float_image_size(file: IO[bytes] | io.BytesIO) -> tuple[int, int] | None:
-    """Return (width, height); None for another format, or a header without a size.
+    """Return (width, height); None for another format.
 
     Raises:
         ValueError: the header begins as one of the two formats and cannot be read to its size.
     """
-    header = file.read(MAX_HEADER_BYTES)
-    if header.startswith(EXR):
+    magic = file.read(len(EXR))
+    if not magic.startswith((EXR, RADIANCE)):
+        return None
+    header = magic + file.read(MAX_HEADER_BYTES)
+    if magic == EXR:
         size = _exr_size(header)
+        if header[5] & MULTI_PART:
+            raise ValueError("an OpenEXR image of several parts, each with a size of its own")
         if min(size) < 1:
             raise ValueError("an OpenEXR image with an empty dataWindow")
         return size
-    if header.startswith(RADIANCE):
-        found = re.search(rb"\n[-+]([XY]) +(\d{1,9}) +[-+]([XY]) +(\d{1,9})\n", header)
-        if found is None or found[1] == found[3]:
-            raise ValueError("a Radiance image without its resolution line")
-        first, second = int(found[2]), int(found[4])
-        return (second, first) if found[1] == b"Y" else (first, second)
-    return None
+    found = re.search(rb"\n[-+]([XY]) +(\d{1,9}) +[-+]([XY]) +(\d{1,9})\n", header)
+    if found is None or found[1] == found[3]:
+        raise ValueError("a Radiance image without its resolution line")
+    first, second = int(found[2]), int(found[4])
+    return (second, first) if found[1] == b"Y" else (first, second)
 
 
 def _exr_size(header: bytes) -> tuple[int, int]:
     """Walk the attributes (name, type, size, value) to `dataWindow`: xMin, yMin, xMax, yMax."""
     at = 8  # magic and version
     try:
-        if header[5] & MULTI_PART:
-            raise ValueError  # each part has a size of its own
         while header[at] != 0:
             name_end = header.index(b"\0", at)
             type_end = header.index(b"\0", name_end + 1)
@@ -50,5 +51,5 @@ def _exr_size(header: bytes) -> tuple[int, int]:
                 return right - left + 1, bottom - top + 1
             at = value + size
     except (IndexError, ValueError, struct.error) as error:
-        raise ValueError("an OpenEXR image of several parts, or cut off in its header") from error
+        raise ValueError("an OpenEXR image cut off in its header") from error
     raise ValueError("an OpenEXR image without a dataWindow")
