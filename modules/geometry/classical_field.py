@@ -8,6 +8,7 @@ surface ends where the views say so and walls that no view sees (a mug's inner s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,16 +103,11 @@ class ClassicalField:
         truncation = settings.truncation
         reach = 2.0 * settings.reach * spacing
         # As a list, k gives a row of neighbours even where it is 1.
-        threads = torch.get_num_threads()
         ranks = list(range(1, settings.neighbours + 1))
-        distance, index = self._tree.query(
-            points, k=ranks, distance_upper_bound=reach, workers=threads
-        )
+        distance, index = _query(self._tree, points, k=ranks, distance_upper_bound=reach)
         nearest = distance[:, 0].copy()
         near = np.isfinite(nearest)
-        nearest[~near] = self._tree.query(
-            points[~near], distance_upper_bound=truncation, workers=threads
-        )[0]
+        nearest[~near] = _query(self._tree, points[~near], distance_upper_bound=truncation)[0]
         value = np.sign(free) * np.minimum(nearest, truncation)
         band = self.carve_band
         # Where free space changes sign away from any point, it alone says where the surface is.
@@ -172,7 +168,7 @@ class ClassicalField:
             views[view, inside] = seen_past / truncation
         farthest = np.sort(views, axis=0)[::-1][:4]
         ranks = list(range(1, min(16, len(self._points.position)) + 1))
-        _, index = self._tree.query(points, k=ranks, workers=torch.get_num_threads())
+        _, index = _query(self._tree, points, k=ranks)
         normal = self._points.normal[index]
         plane = np.einsum("pkc,pkc->pk", normal, points[:, None] - self._points.position[index])
         plane /= truncation
@@ -186,7 +182,7 @@ class ClassicalField:
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] of the nearest lifted points that face like `normals`, if given."""
         ranks = list(range(1, min(self.settings.neighbours, len(self.observation.position)) + 1))
-        distance, index = self._colour_tree.query(points, k=ranks, workers=torch.get_num_threads())
+        distance, index = _query(self._colour_tree, points, k=ranks)
         squared = distance**2
         if normals is not None:
             facing = np.einsum("pkc,pc->pk", self.observation.normal[index], normals)
@@ -302,6 +298,11 @@ def estimate_noise(observation: Observation) -> float:
         amount[np.isneginf(closest)] = 0.0  # a view that cannot tell contradicts nothing
         trespass[own] = np.maximum(trespass[own], amount)
     return float(np.percentile(trespass, 75)) if len(trespass) else 0.0
+
+
+def _query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:
+    """Return distances and indices of neighbours, on as many threads as torch may use."""
+    return tree.query(points, workers=torch.get_num_threads(), **options)
 
 
 def _thin(observation: Observation, cell: float) -> _Points:
