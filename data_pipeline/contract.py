@@ -124,9 +124,9 @@ def srgb_to_linear(srgb: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0.0) + 0.055) / 1.055) ** 2.4)
 
 
-def linear_to_srgb(linear: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Convert linear light in [0, 1] to sRGB (IEC 61966-2-1)."""
-    linear = np.maximum(np.asarray(linear, dtype=np.float64), 0.0)
+def linear_to_srgb(linear: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Convert linear light in [0, 1] to sRGB (IEC 61966-2-1), in the precision of `linear`."""
+    linear = np.maximum(linear, 0.0)
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1.0 / 2.4) - 0.055)
 
 

@@ -21,7 +21,7 @@ from data_pipeline.render.worker_process import REPOSITORY
 from data_pipeline.sources import Asset
 from data_pipeline.staging import Staging
 
-RENDERER_VERSION = "2"
+RENDERER_VERSION = "3"
 """Raised with every change of this package that changes a sample's bytes."""
 
 BLENDER_PYTHON_VARIABLE = "RELIEF_BLENDER_PYTHON"

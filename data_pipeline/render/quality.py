@@ -31,8 +31,8 @@ def view_figures(
     rgb: NDArray[np.uint8],
     alpha: NDArray[np.uint8],
     hit: NDArray[np.bool_],
-    position: NDArray[np.float64],
-    normal: NDArray[np.float64],
+    points: NDArray[np.floating],
+    normals: NDArray[np.floating],
 ) -> dict[str, Any]:
     """Measure one view.
 
@@ -43,8 +43,8 @@ def view_figures(
         rgb: `(h, w, 3)`, base colour, sRGB.
         alpha: `(h, w)`.
         hit: `(h, w)`.
-        position: `(h, w, 3)`, world.
-        normal: `(h, w, 3)`, world, unit where `hit`.
+        points: `(n, 3)`, world: the position at every pixel that is `hit`, in rows from the top.
+        normals: `(n, 3)`, world, unit: the normals there.
 
     Returns:
         Plain numbers by name; those about normals are None where nothing can be told.
@@ -54,19 +54,22 @@ def view_figures(
         "coverage": float(alpha.sum() / 255.0 / pixels),
         "hit_share": float(hit.sum() / pixels),
         "border_share": _border_share(alpha, corner, resolution_px),
-        "max_abs_coord": float(np.abs(position[hit]).max(initial=0.0)),
+        "max_abs_coord": float(np.abs(points).max(initial=0.0)),
     }
-    colours = rgb[hit]
-    found["darkest"] = colours.min(axis=0).tolist() if len(colours) else [255] * 3
-    found["brightest"] = colours.max(axis=0).tolist() if len(colours) else [0] * 3
-    pink = (colours == (255, 0, 255)).all(axis=1)
-    found["pink_share"] = float(pink.mean()) if len(colours) else 0.0
-    found["reprojection_px"] = _reprojection_px(camera, resolution_px, corner, hit, position)
-    toward = _toward_camera(camera, position)
-    away = (normal * toward).sum(axis=-1)[hit] < -BEYOND_HORIZON
+    channels = [rgb[..., channel][hit] for channel in range(3)]
+    found["darkest"] = [int(values.min(initial=255)) for values in channels]
+    found["brightest"] = [int(values.max(initial=0)) for values in channels]
+    pink = (channels[0] == 255) & (channels[1] == 0) & (channels[2] == 255)
+    found["pink_share"] = float(pink.mean()) if len(pink) else 0.0
+    rows, columns = np.nonzero(hit)
+    centres = np.stack([columns + corner[1], rows + corner[0]], axis=-1) + 0.5
+    projected, _ = camera.project(points, resolution_px)
+    found["reprojection_px"] = float(np.abs(projected - centres).max(initial=0.0))
+    toward = _toward_camera(camera, points)
+    away = np.einsum("nc,nc->n", normals, toward) < -BEYOND_HORIZON
     found["away_share"] = float(away.mean()) if len(away) else 0.0
     step = max(1, resolution_px // NORMAL_GRID)
-    cosine = _gradient_cosine(hit, position, normal, toward, step)
+    cosine = _gradient_cosine(hit, points, normals, toward, step)
     found["normal_pixels"] = len(cosine)
     found["normal_angle_deg"] = _median_angle(cosine)
     found["flip_share"] = float((cosine < 0.0).mean()) if len(cosine) else None
@@ -144,56 +147,46 @@ def _border_share(alpha: NDArray[np.uint8], corner: tuple[int, int], resolution_
     return covered / (4.0 * resolution_px)
 
 
-def _reprojection_px(
-    camera: Camera,
-    resolution_px: int,
-    corner: tuple[int, int],
-    hit: NDArray[np.bool_],
-    position: NDArray[np.float64],
-) -> float:
-    """Return how far the farthest position projects from its own pixel's centre."""
-    rows, columns = np.nonzero(hit)
-    pixels, _ = camera.project(position[rows, columns], resolution_px)
-    own = np.stack([columns + corner[1], rows + corner[0]], axis=-1) + 0.5
-    return float(np.abs(pixels - own).max(initial=0.0))
-
-
-def _toward_camera(camera: Camera, position: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return unit vectors from positions to the camera; broadcasts over `(h, w, 3)`."""
+def _toward_camera(camera: Camera, points: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the unit vectors from points to the camera, `(n, 3)`."""
     if camera.projection == "orthographic":
-        return camera.matrix[:3, 2]
-    toward = camera.matrix[:3, 3] - position
+        return np.broadcast_to(camera.matrix[:3, 2], points.shape)
+    toward = camera.matrix[:3, 3] - points
     return toward / np.linalg.norm(toward, axis=-1, keepdims=True)
 
 
 def _gradient_cosine(
     hit: NDArray[np.bool_],
-    position: NDArray[np.float64],
-    normal: NDArray[np.float64],
-    toward: NDArray[np.float64],
+    points: NDArray[np.floating],
+    normals: NDArray[np.floating],
+    toward: NDArray[np.floating],
     step: int,
-) -> NDArray[np.float64]:
+) -> NDArray[np.floating]:
     """Return the cosines between shading normals and the surface that coord itself draws.
 
     Taken at every `step`-th pixel between it and its neighbours to the right and below, where all
     three are hit and no edge runs between them.
     """
+    index = np.full(hit.shape, -1)
+    index[hit] = np.arange(len(points))
     first, second = slice(None, -1, step), slice(1, None, step)
-    here, right, below = position[first, first], position[first, second], position[second, first]
-    whole = hit[first, first] & hit[first, second] & hit[second, first]
-    across, down = (right - here)[whole], (below - here)[whole]
-    lengths = np.stack([np.linalg.norm(across, axis=1), np.linalg.norm(down, axis=1)])
+    here, right, below = index[first, first], index[first, second], index[second, first]
+    whole = (here >= 0) & (right >= 0) & (below >= 0)
+    here, right, below = here[whole], right[whole], below[whole]
+    across, down = points[right] - points[here], points[below] - points[here]
+    lengths = np.sqrt([np.einsum("nc,nc->n", side, side) for side in (across, down)])
     if not lengths.size:
         return np.zeros(0)
     smooth = lengths.max(axis=0) < CONTINUOUS_PX * np.median(lengths)
+    here = here[smooth]
     face = np.cross(down[smooth], across[smooth])
-    face /= np.maximum(np.linalg.norm(face, axis=1, keepdims=True), 1e-30)
-    view = toward[first, first][whole][smooth] if toward.ndim == 3 else toward
-    face *= np.where((face * view).sum(axis=1) < 0.0, -1.0, 1.0)[:, None]
-    return (face * normal[first, first][whole][smooth]).sum(axis=1)
+    length = np.sqrt(np.einsum("nc,nc->n", face, face))
+    away = np.einsum("nc,nc->n", face, toward[here]) < 0.0
+    cosine = np.einsum("nc,nc->n", face, normals[here])
+    return np.where(away, -cosine, cosine) / np.maximum(length, 1e-30)
 
 
-def _median_angle(cosine: NDArray[np.float64]) -> float | None:
+def _median_angle(cosine: NDArray[np.floating]) -> float | None:
     if not len(cosine):
         return None
     return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1.0, 1.0))))

@@ -40,7 +40,7 @@ def set_up_cycles(spec: RenderSpec, seed: int, threads: int) -> None:
     if "albedo" not in spec.lightings:
         unlit.samples = max(spec.samples // ALBEDO_SHARE, 1)  # colours need edges, not light
     geometry = scene.view_layers.new(GEOMETRY_LAYER)
-    geometry.samples = 1
+    geometry.samples, geometry.use_pass_combined = 1, False
     geometry.use_pass_normal = geometry.use_pass_position = geometry.use_pass_z = True
     layers = [unlit, geometry]
     if set(spec.lightings) != {"albedo"}:

@@ -5,7 +5,6 @@ import zipfile
 from dataclasses import dataclass
 
 import numpy as np
-from mathutils import Vector
 from numpy.typing import NDArray
 
 from data_pipeline.contract import GEOMETRY_ARRAYS, RenderSpec
@@ -97,6 +96,6 @@ def _build_distance(triangles: NDArray[np.float64]):
 
     def distance(points: NDArray[np.floating]) -> NDArray[np.float64]:
         find = tree.find_nearest
-        return np.array([find(Vector(point))[3] for point in points.tolist()])
+        return np.array([find(point)[3] for point in points.tolist()])
 
     return distance

@@ -32,10 +32,19 @@ class Window:
     left: int
     right: int
 
-    def paste(self, values: NDArray, resolution_px: int, background: float) -> NDArray:
-        """Return the whole image `(h, w, ...)`, with `background` outside of the window."""
-        image = np.full((resolution_px, resolution_px, *values.shape[2:]), background, values.dtype)
+    def paste(self, values: NDArray, resolution_px: int) -> NDArray:
+        """Return the whole image `(h, w, ...)`, 0 outside of the window."""
+        image = np.zeros((resolution_px, resolution_px, *values.shape[2:]), values.dtype)
         image[self.top : self.bottom, self.left : self.right] = values
+        return image
+
+    def paste_hits(
+        self, hit: NDArray[np.bool_], values: NDArray, resolution_px: int, background: int
+    ) -> NDArray:
+        """Return the whole image `(h, w, c)` of `values` `(n, c)` where the window is `hit`."""
+        shape = (resolution_px, resolution_px, values.shape[-1])
+        image = np.full(shape, background, values.dtype)
+        image[self.top : self.bottom, self.left : self.right][hit] = values
         return image
 
 

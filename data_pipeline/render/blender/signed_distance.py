@@ -95,13 +95,15 @@ class Solid:
         many at once.
         """
         points = np.asarray(points, dtype=np.float64)
-        escapes = self._escaping_share(points, NUM_RAYS, SURE_ESCAPES)
+        sure = self._shell.reached_by_wide_ways(points)  # rays would tell nothing new there
+        escapes = np.zeros(len(points))
+        escapes[~sure] = self._escaping_share(points[~sure], NUM_RAYS, SURE_ESCAPES)
         reached, free = self._shell.reached(points), self._shell.free(points)
         outside = reached | (escapes > 0.0)
         confidence = np.where(outside, np.minimum(escapes / SURE_ESCAPES, 1.0), 1.0)
         # Reached, with hardly any sky in sight: the bottom of a cave or, by a narrow way, a leak.
         confidence = np.where(reached, np.maximum(confidence, 0.5), confidence)
-        confidence = np.where(self._shell.reached_by_wide_ways(points), 1.0, confidence)
+        confidence = np.where(sure, 1.0, confidence)
         # A ray found a way out that is too narrow for the flood: trust neither.
         confidence = np.where(outside & ~reached & free, np.minimum(confidence, 0.5), confidence)
         confidence = np.where(outside, confidence, 1.0 - self._leak_share(points, escapes > 0.0))
@@ -256,4 +258,4 @@ def _lattices(pieces: NDArray[np.float64], spacing: float):
         weights = np.stack([count - i - j, i, j], axis=1) / count
         group = pieces[steps == count]
         for chunk in np.array_split(group, len(group) * len(weights) // 2_000_000 + 1):
-            yield np.einsum("kc,fcx->fkx", weights, chunk).reshape(-1, 3)
+            yield (weights @ chunk).reshape(-1, 3)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from mathutils import Vector
 from mathutils.bvhtree import BVHTree
 from numpy.typing import NDArray
 
@@ -66,7 +65,7 @@ class Surface:
     def face_normals(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the geometric normals `(n, 3)` of the faces nearest to `points` `(n, 3)`."""
         find = self._tree.find_nearest
-        return self._normals[[find(Vector(point))[2] for point in points.tolist()]]
+        return self._normals[[find(point)[2] for point in points.tolist()]]
 
     @cached_property
     def _tree(self) -> BVHTree:

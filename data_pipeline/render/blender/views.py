@@ -18,7 +18,10 @@ from data_pipeline.render.blender.passes import MISS_DEPTH, Passes
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.quality import view_figures
 
-FaceNormals = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+NO_NORMAL, NO_COORD = int(encode_normal(np.zeros(1))[0]), int(encode_coord(np.zeros(1))[0])
+"""What normal and coord hold where nothing is hit."""
+
+FaceNormals = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 """Takes positions on the surface `(n, 3)`, returns the geometric normals there, of either sign."""
 
 
@@ -77,57 +80,50 @@ def _encode(
     """Return one view's images, whole, and its quality figures."""
     camera, window = passes.camera, passes.window
     hit = passes.depth < MISS_DEPTH
-    position = np.where(hit[..., None], passes.position, np.float32(0.0)).astype(np.float64)
-    normal = np.zeros_like(position)
-    directions = _ray_directions(camera, position[hit])
-    normal[hit] = _face_camera(
-        passes.normal[hit].astype(np.float64), position[hit], directions, face_normals
+    points = passes.position[hit]
+    normals = _face_camera(
+        passes.normal[hit], points, _ray_directions(camera, points), face_normals
     )
     rgb = encode_rgb(passes.rgba)
     images = {
-        "rgb": window.paste(rgb, resolution_px, 0),
-        "normal": window.paste(encode_normal(normal), resolution_px, 0),
-        "coord": window.paste(encode_coord(position), resolution_px, 0),
-        "hit": window.paste(hit.astype(np.uint8) * 255, resolution_px, 0),
+        "rgb": window.paste(rgb, resolution_px),
+        "normal": window.paste_hits(hit, encode_normal(normals), resolution_px, NO_NORMAL),
+        "coord": window.paste_hits(hit, encode_coord(points), resolution_px, NO_COORD),
+        "hit": window.paste(hit.astype(np.uint8) * 255, resolution_px),
     }
-    outside = np.ones((resolution_px, resolution_px), dtype=bool)
-    outside[window.top : window.bottom, window.left : window.right] = False
-    zero = np.zeros(3)
-    images["normal"][outside] = encode_normal(zero)
-    images["coord"][outside] = encode_coord(zero)
+    base_colour = rgb[..., :3]
     if passes.albedo is not passes.rgba:
-        images["albedo"] = window.paste(encode_rgb(passes.albedo)[..., :3], resolution_px, 0)
+        base_colour = encode_rgb(passes.albedo)[..., :3]
+        images["albedo"] = window.paste(base_colour, resolution_px)
     figures = view_figures(
         camera=camera,
         resolution_px=resolution_px,
         corner=(window.top, window.left),
-        rgb=images["albedo"][window.top : window.bottom, window.left : window.right]
-        if "albedo" in images
-        else rgb[..., :3],
+        rgb=base_colour,
         alpha=rgb[..., 3],
         hit=hit,
-        position=position,
-        normal=normal,
+        points=points,
+        normals=normals,
     )
-    depth = depth_of_coord(camera, position[hit])
+    depth = depth_of_coord(camera, points)
     figures["depth_error"] = float(np.abs(depth - passes.depth[hit]).max(initial=0.0))
     return images, figures
 
 
-def _ray_directions(camera: Camera, position: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ray_directions(camera: Camera, position: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the unit directions `(n, 3)` in which the camera sees points `(n, 3)`."""
     if camera.projection == "orthographic":
-        return np.broadcast_to(-camera.matrix[:3, 2], position.shape)
+        return np.broadcast_to(-camera.matrix[:3, 2].astype(np.float32), position.shape)
     directions = position - camera.matrix[:3, 3]
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def _face_camera(
-    normal: NDArray[np.float64],
-    position: NDArray[np.float64],
-    directions: NDArray[np.float64],
+    normal: NDArray[np.float32],
+    position: NDArray[np.float32],
+    directions: NDArray[np.floating],
     face_normals: FaceNormals,
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """Return unit normals on the side of the surface that is seen; all arrays `(n, 3)`.
 
     Cycles turns normals to the side of the face that it hit, by winding. What then still looks away
@@ -135,17 +131,17 @@ def _face_camera(
     smooth shading does that near a silhouette: such a normal stays, or a point would have opposite
     normals in two views.
     """
-    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    length = np.sqrt(np.einsum("nc,nc->n", normal, normal))[:, None]
     # Where a file stores zero normals there is nothing to interpolate: the face's own must do.
-    unit = np.where(length > 1e-6, normal / np.maximum(length, 1e-6), 0.0)
-    doubtful = np.flatnonzero((unit * directions).sum(axis=1) >= 0.0)
+    stored = length[:, 0] > 1e-6
+    unit = normal / np.maximum(length, 1e-6)
+    doubtful = np.flatnonzero((np.einsum("nc,nc->n", unit, directions) >= 0.0) | ~stored)
     if len(doubtful):
         face = face_normals(position[doubtful])
         face *= np.where((face * directions[doubtful]).sum(axis=1) > 0.0, -1.0, 1.0)[:, None]
         seen = unit[doubtful]
         against = (seen * face).sum(axis=1, keepdims=True) < 0.0
-        seen = np.where(against, -seen, seen)
-        unit[doubtful] = np.where(length[doubtful] > 1e-6, seen, face)
+        unit[doubtful] = np.where(stored[doubtful, None], np.where(against, -seen, seen), face)
     return unit
 
 
@@ -153,7 +149,9 @@ def encode_rgb(premultiplied: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Turn premultiplied linear RGBA into 8 bit sRGB with straight alpha; clear pixels black."""
     result = np.zeros(premultiplied.shape, dtype=np.uint8)
     covered = premultiplied[..., 3] > 0.0
-    colour, alpha = premultiplied[covered, :3], np.minimum(premultiplied[covered, 3:], 1.0)
-    srgb = np.minimum(linear_to_srgb(colour.astype(np.float64) / alpha), 1.0)
-    result[covered] = np.rint(np.concatenate([srgb, alpha], axis=-1) * 255.0)
+    values = premultiplied[covered]
+    alpha = np.minimum(values[:, 3:], 1.0)
+    values[:, :3] = np.minimum(linear_to_srgb(values[:, :3] / alpha), 1.0)
+    values[:, 3:] = alpha
+    result[covered] = np.rint(values * 255.0).astype(np.uint8)
     return result
