@@ -3,6 +3,7 @@
 Give the scripts as files (allenai/objaverse-xl: scripts/rendering/blender_script.py, Apache-2.0;
 microsoft/TRELLIS: dataset_toolkits/blender_script/render.py, MIT). `PATCHES` lists what is changed
 before they run, in a temporary copy: what Blender 4.5's module needs, and what makes them equal.
+With `EQUAL_VIEWS` they also take our six orthographic views, which show an asset as large as ours.
 """
 
 import json
@@ -33,6 +34,25 @@ PATCHES = {
 }
 """By renderer: regular expression and replacement. Both also get a fixed seed."""
 
+ORTHO6 = """
+import math, mathutils
+def look(camera, view):
+    azimuth, elevation = [(0, 0), (90, 0), (180, 0), (270, 0), (0, 89.9), (0, -89.9)][view]
+    azimuth, elevation = math.radians(azimuth), math.radians(elevation)
+    flat = math.cos(elevation)
+    camera.location = mathutils.Vector(
+        (3 * math.sin(azimuth) * flat, -3 * math.cos(azimuth) * flat, 3 * math.sin(elevation)))
+    camera.rotation_euler = (-camera.location).to_track_quat("-Z", "Y").to_euler()
+    camera.data.type, camera.data.ortho_scale = "ORTHO", 1.1
+"""
+"""Puts a camera where `ortho6` has its own; both scripts bring the asset into the unit cube."""
+
+EQUAL_VIEWS = {
+    "objaverse-xl": ((r"        # render the image\n", "        look(camera, i)\n"),),
+    "TRELLIS": ((r"        cam\.data\.lens = 16 .*\n", "        look(cam, i)\n"),),
+}
+"""By renderer: patches beside `PATCHES`."""
+
 
 @dataclass(frozen=True)
 class PeerRun:
@@ -52,38 +72,46 @@ def run_peer(
     *,
     samples: int,
     resolution_px: int,
-    num_views: int = 6,
+    equal_views: bool,
 ) -> PeerRun:
-    """Render one asset in a process of its own, as the script's authors do.
+    """Render six views of one asset in a process of its own, as the script's authors do.
+
+    Args:
+        name: of the renderer.
+        script: its authors'.
+        python: of Blender's environment.
+        asset: a GLB file.
+        folder: to be made, for what the script writes.
+        samples: per pixel.
+        resolution_px: side of each image.
+        equal_views: whether it takes our views instead of its own.
 
     Raises:
         RuntimeError: a patch no longer applies, or the script failed.
     """
     text = script.read_text()
-    for pattern, replacement in PATCHES[name]:
+    for pattern, replacement in PATCHES[name] + (EQUAL_VIEWS[name] if equal_views else ()):
         replacement = replacement.format(samples=samples, resolution_px=resolution_px)
         text, count = re.subn(pattern, replacement, text)
         if not count:
             raise RuntimeError(f"{name}: nothing to patch for {pattern}")
     with tempfile.TemporaryDirectory() as scratch:
         patched = Path(scratch) / "script.py"
-        patched.write_text(SEED + text)
-        arguments = _arguments(name, asset.absolute(), Path("views"), resolution_px, num_views)
+        patched.write_text(SEED + ORTHO6 + text)
+        arguments = _arguments(name, asset.absolute(), Path("views"), resolution_px)
         cpu_s, wall_s = _timed([str(python), str(patched), "--", *arguments], Path(scratch))
         shutil.copytree(Path(scratch) / "views", folder)
     return PeerRun(cpu_s, wall_s, folder)
 
 
-def _arguments(
-    name: str, asset: Path, folder: Path, resolution_px: int, num_views: int
-) -> list[str]:
+def _arguments(name: str, asset: Path, folder: Path, resolution_px: int) -> list[str]:
     if name == "objaverse-xl":
         return [
             "--object_path", str(asset), "--output_dir", str(folder), "--engine", "CYCLES",
-            "--num_renders", str(num_views),
+            "--num_renders", "6",
         ]  # fmt: skip
     sides = [(azimuth * math.pi / 2, 0.0) for azimuth in range(4)]
-    angles = [*sides, (0.0, 1.5), (0.0, -1.5)][:num_views]
+    angles = [*sides, (0.0, 1.5), (0.0, -1.5)]
     views = [{"yaw": a, "pitch": e, "radius": 2, "fov": math.radians(40)} for a, e in angles]
     return [
         "--object", str(asset), "--output_folder", str(folder), "--engine", "CYCLES",

@@ -3,15 +3,18 @@
     python benchmarks/render.py FOLDER --count 24 --objaverse-xl SCRIPT.py --trellis SCRIPT.py
 
 Renders COUNT GLB files of FOLDER, evenly chosen: 6 views, 512 px, 16 samples, one bounce, no
-denoising, on one core; then the same files by the peers, see peer_renderers.py. CPU seconds are
-compared: they hardly depend on what else the machine does. `--psnr N` measures, on N of the assets,
-each renderer's rgb against its own picture at 1024 samples, under its own lighting, at 128 px.
+denoising, on one core; then the same files by the peers, see peer_renderers.py, from their own
+views and from ours. CPU seconds are compared: they hardly depend on what else the machine does.
+`--psnr N` measures, on N of the assets, each renderer's rgb against its own picture at 1024
+samples, under its own lighting, from our views at 128 px. `--isolation N` renders N assets as small
+as possible instead, and prints what a worker process of its own costs each.
 """
 
 import argparse
 import dataclasses
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import cv2
@@ -38,17 +41,23 @@ def main() -> None:
     parser.add_argument("--objaverse-xl", type=Path)
     parser.add_argument("--trellis", type=Path)
     parser.add_argument("--psnr", type=int, default=0)
+    parser.add_argument("--isolation", type=int, default=0)
     arguments = parser.parse_args()
     # One core: figures that can be compared.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     paths = sorted(arguments.folder.glob("*.glb"))
     chosen = paths[:: max(1, len(paths) // arguments.count)][: arguments.count]
     assets = [Asset(uid=make_uid(path.stem), path=path, captions=("",)) for path in chosen]
+    if arguments.isolation:
+        time_isolation(paths[: arguments.isolation])
+        return
     scripts = {"objaverse-xl": arguments.objaverse_xl, "TRELLIS": arguments.trellis}
     scripts = {name: path for name, path in scripts.items() if path is not None}
     seconds = {f"ours, {light}": time_ours(assets, light) for light in LIGHTINGS}
     for name, script in scripts.items():
-        seconds[name] = time_peer(name, script, chosen)
+        for equal_views in (False, True):
+            label = f"{name}, our views" if equal_views else name
+            seconds[label] = time_peer(name, script, chosen, equal_views)
     print_ratios(seconds)
     if arguments.psnr:
         every = max(1, len(assets) // arguments.psnr)
@@ -73,7 +82,24 @@ def time_ours(assets: list[Asset], lighting: str) -> NDArray[np.float64]:
     return np.array([record["seconds"]["cpu"] for record in done])
 
 
-def time_peer(name: str, script: Path, paths: list[Path]) -> NDArray[np.float64]:
+def time_isolation(paths: list[Path]) -> None:
+    """Print the wall clock per asset that is not the worker's own work on it.
+
+    That is: starting a worker, again after `recycle_after` assets, sending jobs and replies,
+    watching limits, publishing samples, the ledger, and starting and ending the run.
+    """
+    assets = [Asset(uid=make_uid(path.stem), path=path, captions=("",)) for path in paths]
+    spec = RenderSpec(resolution_px=16, samples=1, surface_points=64, sdf_points=64)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        render_assets(assets, Path(folder) / "out", spec, workers=1)
+        wall_s = time.monotonic() - start
+        own_s = [r["seconds"]["total"] for r in Staging(Path(folder) / "out").records()]
+    print(f"{len(assets)} assets: {wall_s:.2f} s, of which in the worker {sum(own_s):.2f} s")
+    print(f"isolation: {(wall_s - sum(own_s)) / len(assets):.4f} s per asset")
+
+
+def time_peer(name: str, script: Path, paths: list[Path], equal_views: bool) -> NDArray[np.float64]:
     """Render all assets by a peer's script and return CPU seconds per asset."""
     python = find_blender_python(None)
     seconds = []
@@ -81,7 +107,7 @@ def time_peer(name: str, script: Path, paths: list[Path]) -> NDArray[np.float64]
         for number, path in enumerate(paths):
             run = run_peer(
                 name, script, python, path, Path(folder) / str(number),
-                samples=SPEC.samples, resolution_px=SPEC.resolution_px,
+                samples=SPEC.samples, resolution_px=SPEC.resolution_px, equal_views=equal_views,
             )  # fmt: skip
             seconds.append(run.cpu_s)
             print(f"{name} {path.stem}: {run.cpu_s:.1f} s of CPU, {run.wall_s:.1f} s", flush=True)
@@ -91,15 +117,15 @@ def time_peer(name: str, script: Path, paths: list[Path]) -> NDArray[np.float64]
 def print_ratios(seconds: dict[str, NDArray[np.float64]]) -> None:
     """Print CPU seconds per asset, and how many times as long as ours the others take."""
     ours = {name: s for name, s in seconds.items() if name.startswith("ours")}
-    print(f"\n{'renderer':14} {'median CPU s':>13} " + " ".join(f"{'/ ' + n:>15}" for n in ours))
+    print(f"\n{'renderer':24} {'median CPU s':>13} " + " ".join(f"{'/ ' + n:>15}" for n in ours))
     for name, values in seconds.items():
         ratios = " ".join(f"{np.median(values / mine):15.2f}" for mine in ours.values())
-        print(f"{name:14} {np.median(values):13.2f} {ratios}")
+        print(f"{name:24} {np.median(values):13.2f} {ratios}")
 
 
 def print_psnr(assets: list[Asset], scripts: dict[str, Path]) -> None:
     """Print every renderer's median PSNR of rgb at 16 samples against 1024, where covered."""
-    print("\nrgb PSNR of 16 samples against 1024, 128 px, each under its own lighting")
+    print("\nrgb PSNR of 16 samples against 1024, 128 px, our views, each under its own lighting")
     for lighting in LIGHTINGS:
         spec = dataclasses.replace(
             SPEC, lighting=lighting, resolution_px=128, surface_points=64, sdf_points=64
@@ -117,12 +143,12 @@ def print_psnr(assets: list[Asset], scripts: dict[str, Path]) -> None:
                 runs = [
                     run_peer(
                         name, script, python, asset.path, Path(folder) / str(samples),
-                        samples=samples, resolution_px=128, num_views=3,
+                        samples=samples, resolution_px=128, equal_views=True,
                     )
                     for samples in (SPEC.samples, 1024)
                 ]  # fmt: skip
                 few, many = (
-                    np.stack([cv2.imread(str(r.folder / f"{i:03d}.png"), -1) for i in range(3)])
+                    np.stack([cv2.imread(str(r.folder / f"{i:03d}.png"), -1) for i in range(6)])
                     for r in runs
                 )
             values.append(psnr(few, many))
