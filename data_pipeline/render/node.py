@@ -18,6 +18,9 @@ from data_pipeline.sources import Asset
 from data_pipeline.sources.fetching import Fetching
 from data_pipeline.staging import RenderSession, Staging
 
+ATTEMPTS_IF_KILLED = 3
+"""Attempts at least before an asset is given up whose runs were killed: it may not be to blame."""
+
 
 class Node:
     """One process of a run.
@@ -110,6 +113,7 @@ class Node:
                 self._keep(attempt, outcome, queue, progress)
             else:
                 self._in_flight[asset.uid] = attempt
+                self._session.begin(asset.uid, self._record_if_killed(attempt))
                 yield self._job(asset)
         progress.show(self._total - queue.num_unsettled)
 
@@ -145,16 +149,27 @@ class Node:
             if attempt.asset.store is not None:
                 attempt.asset.store.release(attempt.asset)
 
-    def _ledger_record(self, attempt: Attempt, outcome: Outcome) -> dict[str, Any]:
-        record: dict[str, Any] = {
-            "uid": outcome.uid,
-            "status": "done" if outcome.reason is None else "failed",
+    def _record_of(self, attempt: Attempt) -> dict[str, Any]:
+        return {
+            "uid": attempt.asset.uid,
             "attempts": attempt.number,
             "give_up_at": attempt.give_up_at,
             "config_hash": self._record["config_hash"],
             "timeout_s": self._options.timeout_s,
             "rss_limit_mb": self._options.rss_limit_mb,
         }
+
+    def _record_if_killed(self, attempt: Attempt) -> dict[str, Any]:
+        return self._record_of(attempt) | {
+            "status": "failed",
+            "reason": "crash",
+            "message": "the run that rendered it was killed, or its node died",
+            "give_up_at": max(attempt.give_up_at, ATTEMPTS_IF_KILLED),
+        }
+
+    def _ledger_record(self, attempt: Attempt, outcome: Outcome) -> dict[str, Any]:
+        record = self._record_of(attempt)
+        record["status"] = "done" if outcome.reason is None else "failed"
         record |= {key: value for key, value in outcome.figures.items() if value is not None}
         if outcome.reason is not None:
             record |= {"reason": outcome.reason, "message": outcome.message}

@@ -1,5 +1,6 @@
 """One process that renders into a staging folder, beside any number of others."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,6 +16,9 @@ from data_pipeline.staging.leases import Leases
 from data_pipeline.staging.ledger import LedgerWriter
 from data_pipeline.staging.sample_files import SampleFiles
 
+BEGUN_SUFFIX = ".begun"
+"""Of the file in a scratch folder that says which asset is being rendered."""
+
 
 def writer_name() -> str:
     """Return a name for this process that no other has, on any node."""
@@ -27,7 +31,8 @@ class RenderSession:
     """The right to write: claims, a ledger file and a scratch folder of one process.
 
     Used as a context manager; leaving it, by whatever exception, gives back the claims and removes
-    the scratch folder. What a killed process has left behind is removed by the next one.
+    the scratch folder. What a killed process has left behind is removed by the next one, and what
+    it was at is noted in the ledger: an asset that takes its node down is not tried for ever.
 
     Args:
         root: the staging folder; must exist.
@@ -53,8 +58,8 @@ class RenderSession:
 
     def __enter__(self) -> "RenderSession":
         self.leases.__enter__()
-        self.clear_after_the_dead()
         self.scratch.mkdir()
+        self.clear_after_the_dead()
         about = {
             "run_id": self.run_id,
             "host": socket.gethostname(),
@@ -70,6 +75,17 @@ class RenderSession:
         self._ledger.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.leases.__exit__(*exception)
+
+    def begin(self, uid: str, if_killed: Mapping[str, Any]) -> None:
+        """Leave word of an attempt, until its record is appended.
+
+        Args:
+            uid: of the asset.
+            if_killed: the record to be appended by others if this process dies before.
+        """
+        temporary = self.scratch / ".begun"
+        temporary.write_text(json.dumps(dict(if_killed)))
+        os.replace(temporary, self.scratch / f"{uid}{BEGUN_SUFFIX}")
 
     def publish(self, folder: Path, uid: str) -> None:
         """Make the sample whose members lie in `folder` visible, all at once.
@@ -95,12 +111,25 @@ class RenderSession:
             "time": time.time(),
         }
         self._ledger.append(about | record)
+        (self.scratch / f"{record['uid']}{BEGUN_SUFFIX}").unlink(missing_ok=True)
 
     def clear_after_the_dead(self) -> None:
-        """Free the claims of processes that have died, and remove their scratch folders."""
+        """Free the claims of processes that have died; note what they were at; tidy up."""
         self.leases.take_over()
         folders = list((self._root / "scratch").iterdir())  # listed first: owners come before them
         live = self.leases.live_writers()
         for folder in folders:
             if folder.name not in live:
+                self._inherit(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _inherit(self, folder: Path) -> None:
+        """Append the records of attempts that ended with the process which had this scratch."""
+        for word in sorted(folder.glob(f"*{BEGUN_SUFFIX}")):
+            ours = self.scratch / word.name
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.rename(word, ours)
+                record = json.loads(ours.read_text())
+                if not self._samples.path(record["uid"]).exists():
+                    self.append(record)
+                ours.unlink(missing_ok=True)

@@ -274,6 +274,21 @@ def test_no_worker_outlives_an_interrupted_run_and_the_next_run_goes_on(tmp_path
     assert os.listdir(staging.root / "scratch") == os.listdir(staging.root / "leases") == []
 
 
+def test_an_asset_whose_runs_are_killed_is_given_up_and_may_be_tried_again(tmp_path):
+    assets = [write_ball(tmp_path / "a.glb")]
+    staging = Staging(tmp_path / "out")
+    for _ in range(3):
+        driver = start_driver(tmp_path, "a", MEDIUM, workers=1)
+        wait_for(lambda: list(staging.root.glob(f"scratch/*-{driver.pid}-*/a_glb")))  # noqa: B023
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.communicate(timeout=20)
+    assert render_assets(assets, staging.root, MEDIUM, workers=1).num_skipped == 1
+    noted = sorted((r["attempts"], r["reason"]) for r in staging.records())
+    assert noted == [(1, "crash"), (2, "crash"), (3, "crash")]
+    summary = render_assets(assets, staging.root, MEDIUM, workers=1, retry="crash")
+    assert (summary.num_rendered, staging.done_uids()) == (1, ["a_glb"])
+
+
 def chaos(root: Path, names: str, num_kills: int, seed: int) -> None:
     """Kill workers and drivers at random moments until all is done, and hold the result to it."""
     rng = random.Random(seed)
@@ -316,9 +331,9 @@ def chaos(root: Path, names: str, num_kills: int, seed: int) -> None:
     files = [path for path in (root / "out" / "samples").rglob("*") if path.is_file()]
     assert len(files) == len(names)
     assert os.listdir(root / "out" / "leases") == os.listdir(root / "out" / "scratch") == []
-    # At most one asset per worker is redone: each kill costs at most two attempts.
+    # At most one asset per worker is redone: the killed one's, or those of the driver's two.
     numbers = Counter(record["uid"] for record in staging.records() if record["status"] == "failed")
-    assert sum(numbers.values()) <= kills["worker"]
+    assert sum(numbers.values()) <= kills["worker"] + 2 * kills["driver"]
 
 
 def test_a_handful_of_kills_of_workers_and_driver_corrupts_nothing(tmp_path):

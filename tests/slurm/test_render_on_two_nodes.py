@@ -79,7 +79,9 @@ def test_a_set_is_completed_although_a_node_dies(cluster, tmp_path):
     assert staging.done_uids() == names
     times_done = Counter(r["uid"] for r in staging.records() if r["status"] == "done")
     assert set(times_done.values()) == {1}, times_done
-    assert {r["status"] for r in staging.records()} == {"done"}
+    (interrupted,) = [r for r in staging.records() if r["status"] == "failed"]
+    assert (interrupted["reason"], interrupted["attempts"]) == ("crash", 1)
+    assert "its node died" in interrupted["message"]
     assert os.listdir(staging.root / "leases") == os.listdir(staging.root / "scratch") == []
     assert {r["run_id"] for r in staging.records()} == {f"slurm-{job}"}
     assert "assets, " in logs(tmp_path)  # lines of progress, no bar

@@ -95,3 +95,34 @@ def test_a_folder_that_is_no_staging_folder_says_so(staging):
     (staging.root / "render.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         staging.render_record()
+
+
+def leave_word(staging: Staging, writer: str, uid: str, attempts: int) -> None:
+    """Do what a process has done that is killed while it renders `uid`."""
+    with staging.open_for_render(RECORD) as session:
+        record = {"uid": uid, "status": "failed", "reason": "crash", "attempts": attempts}
+        session.begin(uid, record)
+        session.scratch.rename(session.scratch.with_name(writer))
+
+
+def test_what_a_killed_process_was_at_is_noted_once(staging):
+    leave_word(staging, "dead-1", "apple", 1)
+    leave_word(staging, "dead-2", "boat", 1)
+    for _ in range(2):
+        with staging.open_for_render(RECORD):
+            pass
+    noted = sorted((r["uid"], r["reason"]) for r in staging.records())
+    assert noted == [("apple", "crash"), ("boat", "crash")]
+    assert list((staging.root / "scratch").iterdir()) == []
+
+
+def test_what_is_finished_or_noted_is_not_held_against_an_asset(staging):
+    with staging.open_for_render(RECORD) as session:
+        session.begin("apple", {"uid": "apple", "status": "failed", "reason": "crash"})
+        session.append({"uid": "apple", "status": "done"})
+        session.scratch.rename(session.scratch.with_name("dead-1"))
+    with staging.open_for_render(RECORD) as session:  # killed between its sample and its record
+        session.publish(write_sample(session.scratch / "chair"), "chair")
+    leave_word(staging, "dead-2", "chair", 1)
+    with staging.open_for_render(RECORD):
+        assert [(r["uid"], r["status"]) for r in staging.records()] == [("apple", "done")]
