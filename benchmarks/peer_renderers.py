@@ -35,7 +35,7 @@ PATCHES = {
 """By renderer: regular expression and replacement. Both also get a fixed seed."""
 
 ORTHO6 = """
-import math, mathutils
+import math, bpy, mathutils
 def look(camera, view):
     azimuth, elevation = [(0, 0), (90, 0), (180, 0), (270, 0), (0, 89.9), (0, -89.9)][view]
     azimuth, elevation = math.radians(azimuth), math.radians(elevation)
