@@ -9,6 +9,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,16 @@ META_KEYS = (
     "conventions", "config_hash", "render_spec", "blender", "device", "counts", "qa",
 )  # fmt: skip
 """Keys of `meta.json`: only what is a function of asset and config, never times or hosts."""
+
+
+def layout_cameras(meta: Mapping[str, Any]) -> list[Camera]:
+    """Return the cameras of the layout's views, which are the first of a sample's views.
+
+    The random views after them differ from asset to asset and may be lit: they are conditions, and
+    no part of a 2.5D latent. Samples of `layout=random` have no others: then all are returned.
+    """
+    cameras = [Camera(**camera) for camera in meta["cameras"]]
+    return cameras[: len(cameras) - meta["render_spec"]["random_views"]] or cameras
 
 
 def check_meta(meta: dict[str, Any]) -> None:

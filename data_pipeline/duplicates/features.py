@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt64
 from numpy import ndarray
 
 from data_pipeline.codec import decode_views
-from data_pipeline.contract import UserError
+from data_pipeline.contract import UserError, layout_cameras
 
 MAX_VIEWS = 6
 
@@ -58,7 +58,7 @@ def read_features(members: Mapping[str, bytes]) -> Features:
     """
     try:
         meta = json.loads(members["meta.json"])
-        cameras = meta["cameras"][:MAX_VIEWS]
+        cameras = layout_cameras(meta)[:MAX_VIEWS]
         rgb, coord, hit = (
             decode_views(members[f"{name}.png"], len(meta["cameras"]))[: len(cameras)]
             for name in ("rgb", "coord", "hit")
@@ -68,7 +68,7 @@ def read_features(members: Mapping[str, bytes]) -> Features:
         raise UserError(f"no whole sample ({type(error).__name__}): render it again") from error
     seen = hit > 0
     position = coord.astype(np.float32) / 65535.0 - 0.5
-    forward = np.array([np.asarray(camera["camera_to_world"])[:3, 2] for camera in cameras])
+    forward = np.array([camera.matrix[:3, 2] for camera in cameras])
     depth = np.einsum("vhwc,vc->vhw", position, forward.astype(np.float32)) + DEPTH_RANGE / 2
     return Features(
         sha256=sha256,

@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from data_pipeline.codec import decode_views
 from data_pipeline.contract import (
     MODALITIES,
-    Camera,
     UserError,
     check_meta,
     decode_coord,
     decode_normal,
+    layout_cameras,
 )
 from data_pipeline.loading.order import Draw
 from data_pipeline.shards.manifest import ShardSet
@@ -31,7 +31,7 @@ _UNIT_OF_BYTE = np.arange(256, dtype=np.float32) / 255.0
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
-    """Rendered samples as the image systems take them.
+    """Rendered samples as the image systems take them: the views of their layout.
 
     An item has `uid`, `caption` (str); `images` float32 (m v 3 h w) in [-1, 1] on a background of
     white, zero normal and zero coord; `alpha` float32 (v h w) in [0, 1]; `hit` bool (v h w);
@@ -111,9 +111,9 @@ def decode_sample(members: dict[str, bytes], config_hash: str | None = None) -> 
             f"sample {meta['uid']} is of config {meta['config_hash']}, its set is of "
             f"{config_hash}: sets do not mix; pack the set again"
         )
-    cameras = [Camera(**camera) for camera in meta["cameras"]]
+    cameras = layout_cameras(meta)
     strips = {
-        name: decode_views(members[f"{name}.png"], len(cameras))
+        name: decode_views(members[f"{name}.png"], len(meta["cameras"]))[: len(cameras)]
         for name in ("rgb", "normal", "coord", "hit")
     }
     hit = strips["hit"] > 127

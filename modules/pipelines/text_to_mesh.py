@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipeline.contract import Camera, SourceFrame, UserError, view_layout
+from data_pipeline.contract import SourceFrame, UserError, layout_cameras, view_layout
 from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
 from modules.pipelines.device import inference_device
 from modules.pipelines.generation import TextTo25D
@@ -159,14 +159,15 @@ def rebuild_images(
     else:
         reconstruct = Reconstructor.from_pretrained(checkpoint)
     meta = json.loads(meta_json)
-    cameras = [Camera(**camera) for camera in meta["cameras"]]
+    cameras = layout_cameras(meta)
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
     mesh = reconstruct(sample["images"], cameras, sample["hit"], grid=grid, texture_px=texture_px)
     [(seed, path)] = outputs.items()
     if pictures:
         draw_images(sample["images"], pictures[seed])
-    keys = ("uid", "licence", "author", "scale", "offset", "cameras")
-    save_mesh(mesh, path, frame, extras={"relief": {key: meta[key] for key in keys}})
+    about = {key: meta[key] for key in ("uid", "licence", "author", "scale", "offset")}
+    about["cameras"] = [camera.to_json() for camera in cameras]
+    save_mesh(mesh, path, frame, extras={"relief": about})
     print(path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-from data_pipeline.contract import Camera, SourceFrame, UserError, make_uid
+from data_pipeline.contract import SourceFrame, UserError, layout_cameras, make_uid
 from modules.geometry.mesh import load_mesh, save_mesh
 from modules.metrics.appearance import compare_with_views
 from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
@@ -77,7 +77,7 @@ def rebuild_cases(
         def load() -> Loaded:
             members = shard_set.read(i)
             sample, meta = decode_sample(members), json.loads(members["meta.json"])
-            cameras = [Camera(**camera) for camera in meta["cameras"]]
+            cameras = layout_cameras(meta)
             frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
             mesh = reconstruct(sample["images"], cameras, sample["hit"], **settings)
             out.mkdir(parents=True, exist_ok=True)

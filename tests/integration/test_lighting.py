@@ -10,6 +10,8 @@ from difficult_assets import scene
 from rendering import Rendered, render
 
 from data_pipeline.contract import Hdri, RenderSpec, UserError
+from data_pipeline.duplicates.features import read_features
+from data_pipeline.loading.samples import decode_sample
 
 pytestmark = pytest.mark.blender
 
@@ -67,6 +69,12 @@ def test_random_views_follow_the_layout_under_a_light_of_their_own(glb, tmp_path
     assert len(done.views("a", "albedo")) == 3
     for name in ("rgb", "normal", "coord", "hit"):
         np.testing.assert_array_equal(done.views("a", name)[:6], base.views("a", name))
+    # Training and duplicates look at the layout's views alone.
+    seen, plain = (decode_sample(r.staging.read("a")) for r in (done, base))
+    for name in ("images", "alpha", "hit", "camera_to_world"):
+        np.testing.assert_array_equal(seen[name], plain[name])
+    hashes = [read_features(r.staging.read("a")).bits for r in (done, base)]
+    np.testing.assert_array_equal(*hashes)
     assert meta["qa"]["reprojection_px"] < 0.01
     assert min(meta["qa"]["hit_share"]) > 0.01
 

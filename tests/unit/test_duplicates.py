@@ -53,6 +53,7 @@ def write_sample(
         "cameras": [camera.to_json() for camera in CAMERAS],
         "source": {"sha256": sha256 or uid},
         "conventions": CONVENTIONS_VERSION,
+        "render_spec": {"random_views": 0},
     }
     members = {
         "rgb.png": encode_views(rgb.astype(np.uint8)),
