@@ -3,7 +3,7 @@
 Give the scripts as files (allenai/objaverse-xl: scripts/rendering/blender_script.py, Apache-2.0;
 microsoft/TRELLIS: dataset_toolkits/blender_script/render.py, MIT). `PATCHES` lists what is changed
 before they run, in a temporary copy: what Blender 4.5's module needs, and what makes them equal.
-With `EQUAL_VIEWS` they also take our six orthographic views, which show an asset as large as ours.
+They take our six orthographic views too, unless their own are asked for.
 """
 
 import json
@@ -22,12 +22,10 @@ SEED = "import random; random.seed(0); import numpy; numpy.random.seed(0)\n"
 PATCHES = {
     "objaverse-xl": (
         (r"cycles\.samples = 128", "cycles.samples = {samples}"),
-        (r"use_denoising = True", "use_denoising = False"),
         (r"resolution_([xy]) = 512", r"resolution_\1 = {resolution_px}"),
     ),
     "TRELLIS": (
         (r"cycles\.samples = 128", "cycles.samples = {samples}"),
-        (r"use_denoising = True", "use_denoising = False"),
         (r"'View Layer'", "'ViewLayer'"),  # its name since Blender 3.2
         (r"cycles\.filter_type", "cycles.pixel_filter_type"),  # the property that there is
     ),
@@ -47,7 +45,7 @@ def look(camera, view):
 """
 """Puts a camera where `ortho6` has its own; both scripts bring the asset into the unit cube."""
 
-EQUAL_VIEWS = {
+OUR_VIEWS = {
     "objaverse-xl": ((r"        # render the image\n", "        look(camera, i)\n"),),
     "TRELLIS": ((r"        cam\.data\.lens = 16 .*\n", "        look(cam, i)\n"),),
 }
@@ -72,7 +70,8 @@ def run_peer(
     *,
     samples: int,
     resolution_px: int,
-    equal_views: bool,
+    own_views: bool,
+    denoise: bool = True,
 ) -> PeerRun:
     """Render six views of one asset in a process of its own, as the script's authors do.
 
@@ -84,13 +83,17 @@ def run_peer(
         folder: to be made, for what the script writes.
         samples: per pixel.
         resolution_px: side of each image.
-        equal_views: whether it takes our views instead of its own.
+        own_views: whether it takes its own views instead of ours.
+        denoise: as both scripts do.
 
     Raises:
         RuntimeError: a patch no longer applies, or the script failed.
     """
     text = script.read_text()
-    for pattern, replacement in PATCHES[name] + (EQUAL_VIEWS[name] if equal_views else ()):
+    patches = PATCHES[name] + (() if own_views else OUR_VIEWS[name])
+    if not denoise:
+        patches += ((r"use_denoising = True", "use_denoising = False"),)
+    for pattern, replacement in patches:
         replacement = replacement.format(samples=samples, resolution_px=resolution_px)
         text, count = re.subn(pattern, replacement, text)
         if not count:

@@ -2,12 +2,13 @@
 
     python benchmarks/render.py FOLDER --count 24 --objaverse-xl SCRIPT.py --trellis SCRIPT.py
 
-Renders COUNT GLB files of FOLDER, evenly chosen: 6 views, 512 px, 16 samples, one bounce, no
-denoising, on one core; then the same files by the peers, see peer_renderers.py, from their own
-views and from ours. CPU seconds are compared: they hardly depend on what else the machine does.
-`--psnr N` measures, on N of the assets, each renderer's rgb against its own picture at 1024
-samples, under its own lighting, from our views at 128 px. `--isolation N` renders N assets as small
-as possible instead, and prints what a worker process of its own costs each.
+Renders COUNT GLB files of FOLDER, evenly chosen: 6 views, 512 px, 16 samples, one bounce, denoised,
+on one core; then the same files by the peers, see peer_renderers.py, from our views or
+(`--own-views`) from theirs. CPU seconds are compared: they hardly depend on what else the machine
+does. `--no-denoise` takes the denoisers away. `--psnr N` measures, on N of the assets, each
+renderer's rgb against its own picture of 1024 samples, not denoised, under its own lighting, from
+our views at 128 px. `--isolation N` renders N assets as small as possible instead, and prints what
+a worker process of its own costs each.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from data_pipeline.staging import Staging
 
 STAGES = ("import", "render", "cycles", "geometry", "write", "total", "cpu")
 SPEC = RenderSpec(resolution_px=512, samples=16)
+MANY = 1024  # samples of the reference
 LIGHTINGS = ("albedo", "studio")
 
 
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--trellis", type=Path)
     parser.add_argument("--psnr", type=int, default=0)
     parser.add_argument("--isolation", type=int, default=0)
+    parser.add_argument("--own-views", action="store_true")
+    parser.add_argument("--no-denoise", action="store_true")
     arguments = parser.parse_args()
     # One core: figures that can be compared.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -53,20 +57,20 @@ def main() -> None:
         return
     scripts = {"objaverse-xl": arguments.objaverse_xl, "TRELLIS": arguments.trellis}
     scripts = {name: path for name, path in scripts.items() if path is not None}
-    seconds = {f"ours, {light}": time_ours(assets, light) for light in LIGHTINGS}
+    denoise = not arguments.no_denoise
+    seconds = {f"ours, {light}": time_ours(assets, light, denoise) for light in LIGHTINGS}
     for name, script in scripts.items():
-        for equal_views in (False, True):
-            label = f"{name}, our views" if equal_views else name
-            seconds[label] = time_peer(name, script, chosen, equal_views)
+        how = {"own_views": arguments.own_views, "denoise": denoise}
+        seconds[name] = time_peer(name, script, chosen, how)
     print_ratios(seconds)
     if arguments.psnr:
         every = max(1, len(assets) // arguments.psnr)
-        print_psnr(assets[::every][: arguments.psnr], scripts)
+        print_psnr(assets[::every][: arguments.psnr], scripts, denoise)
 
 
-def time_ours(assets: list[Asset], lighting: str) -> NDArray[np.float64]:
+def time_ours(assets: list[Asset], lighting: str, denoise: bool) -> NDArray[np.float64]:
     """Render all assets, print the stages, and return CPU seconds per asset."""
-    spec = dataclasses.replace(SPEC, lighting=lighting)
+    spec = dataclasses.replace(SPEC, lighting=lighting, denoise=denoise)
     with tempfile.TemporaryDirectory() as folder:
         summary = render_assets(assets, Path(folder) / "out", spec, workers=1)
         records = {r["uid"]: r for r in Staging(Path(folder) / "out").records()}
@@ -99,7 +103,9 @@ def time_isolation(paths: list[Path]) -> None:
     print(f"isolation: {(wall_s - sum(own_s)) / len(assets):.4f} s per asset")
 
 
-def time_peer(name: str, script: Path, paths: list[Path], equal_views: bool) -> NDArray[np.float64]:
+def time_peer(
+    name: str, script: Path, paths: list[Path], how: dict[str, bool]
+) -> NDArray[np.float64]:
     """Render all assets by a peer's script and return CPU seconds per asset."""
     python = find_blender_python(None)
     seconds = []
@@ -107,7 +113,7 @@ def time_peer(name: str, script: Path, paths: list[Path], equal_views: bool) -> 
         for number, path in enumerate(paths):
             run = run_peer(
                 name, script, python, path, Path(folder) / str(number),
-                samples=SPEC.samples, resolution_px=SPEC.resolution_px, equal_views=equal_views,
+                samples=SPEC.samples, resolution_px=SPEC.resolution_px, **how,
             )  # fmt: skip
             seconds.append(run.cpu_s)
             print(f"{name} {path.stem}: {run.cpu_s:.1f} s of CPU, {run.wall_s:.1f} s", flush=True)
@@ -123,7 +129,7 @@ def print_ratios(seconds: dict[str, NDArray[np.float64]]) -> None:
         print(f"{name:24} {np.median(values):13.2f} {ratios}")
 
 
-def print_psnr(assets: list[Asset], scripts: dict[str, Path]) -> None:
+def print_psnr(assets: list[Asset], scripts: dict[str, Path], denoise: bool) -> None:
     """Print every renderer's median PSNR of rgb at 16 samples against 1024, where covered."""
     print("\nrgb PSNR of 16 samples against 1024, 128 px, our views, each under its own lighting")
     for lighting in LIGHTINGS:
@@ -131,7 +137,8 @@ def print_psnr(assets: list[Asset], scripts: dict[str, Path]) -> None:
             SPEC, lighting=lighting, resolution_px=128, surface_points=64, sdf_points=64
         )
         few, many = (
-            render_rgb(assets, dataclasses.replace(spec, samples=n)) for n in (SPEC.samples, 1024)
+            render_rgb(assets, dataclasses.replace(spec, samples=n, denoise=denoise and n < MANY))
+            for n in (SPEC.samples, MANY)
         )
         values = [psnr(a, b) for a, b in zip(few, many, strict=True)]
         print(f"{'ours, ' + lighting:14} {np.median(values):.2f} dB", flush=True)
@@ -143,9 +150,10 @@ def print_psnr(assets: list[Asset], scripts: dict[str, Path]) -> None:
                 runs = [
                     run_peer(
                         name, script, python, asset.path, Path(folder) / str(samples),
-                        samples=samples, resolution_px=128, equal_views=True,
+                        samples=samples, resolution_px=128, own_views=False,
+                        denoise=denoise and samples < MANY,
                     )
-                    for samples in (SPEC.samples, 1024)
+                    for samples in (SPEC.samples, MANY)
                 ]  # fmt: skip
                 few, many = (
                     np.stack([cv2.imread(str(r.folder / f"{i:03d}.png"), -1) for i in range(6)])

@@ -220,6 +220,7 @@ class RenderSpec:
         random_lighting: of the random views; None: as `lighting`. Under `hdri` each random view
             draws a sky of its own, while the layout's views share one.
         bounces: of light between surfaces, in lit views.
+        denoise: lit views, by Open Image Denoise; unlit ones hold no noise.
         hdri: environment images.
         device: `cpu`, `cuda`, `optix`, `hip`, or `auto`: a GPU where Blender finds one.
         surface_points: points in `geometry.npz` sampled on the surface, by area.
@@ -235,6 +236,7 @@ class RenderSpec:
     lighting: str = "albedo"
     random_lighting: str | None = None
     bounces: int = 1
+    denoise: bool = True
     hdri: Hdri = field(default_factory=Hdri)
     device: str = "cpu"
     surface_points: int = 16384

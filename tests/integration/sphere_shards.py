@@ -74,8 +74,8 @@ def members(
         "uid": uid, "source": {}, "licence": "CC0-1.0", "author": "", "captions": list(captions),
         "scale": 1.0, "offset": [0.0, 0.0, 0.0], "cameras": [c.to_json() for c in cameras],
         "lightings": ["albedo"] * len(cameras),
-        "conventions": CONVENTIONS_VERSION, "config_hash": "0" * 16, "render_spec": {"random_views": 0},
-        "blender": "", "device": "", "counts": {}, "qa": {},
+        "conventions": CONVENTIONS_VERSION, "config_hash": "0" * 16,
+        "render_spec": {"random_views": 0}, "blender": "", "device": "", "counts": {}, "qa": {},
     }  # fmt: skip
     return {
         "meta.json": json.dumps(meta).encode(),

@@ -174,7 +174,7 @@ def test_random_views_leave_the_layouts_cameras_as_they_are():
     "change",
     [
         {"lighting": "studio"}, {"random_views": 1}, {"bounces": 2}, {"device": "cuda"},
-        {"samples": 17}, {"qa": QaLimits(max_pink_share=0.5)}, {"seed": 1},
+        {"denoise": False}, {"samples": 17}, {"qa": QaLimits(max_pink_share=0.5)}, {"seed": 1},
     ],
 )  # fmt: skip
 def test_what_changes_a_sample_changes_the_config_hash(change):
