@@ -1,14 +1,16 @@
 """Score meshes: python eval.py task=meshes meshes=DIR reference=DIR out=DIR.
 
 With task=rebuild shards=DIR [checkpoint=DIR] rendered samples go through the refiner-decoder first.
+Two reports: python eval.py compare first/report.json second/report.json.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from data_pipeline.command_line import run
+from data_pipeline.command_line import named, run
 from data_pipeline.contract import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +48,14 @@ def main(config: DictConfig) -> None:
     print(f"{as_markdown(report)}\nreport: {out / 'report.html'}")
 
 
+def compare(config: DictConfig) -> None:
+    """Print by how much the second report's method is better, with confidence intervals."""
+    from modules.reporting.comparison import compare_files
+
+    paths = Path(config.first), Path(config.second)
+    print(compare_files(*paths, resamples=config.resamples, seed=config.seed))
+
+
 def _rebuild_cases(config: DictConfig) -> "list[Case]":
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
@@ -60,4 +70,6 @@ def _rebuild_cases(config: DictConfig) -> "list[Case]":
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["compare"]:
+        run("compare", compare, named(sys.argv[2:], "first", "second"))
     run("eval", main)

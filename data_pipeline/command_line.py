@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,9 +31,9 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 VERBATIM_KEYS = frozenset(
     {
-        "autoencoder", "blender_python", "checkpoint", "ckpt", "data.groups", "drop", "groups",
-        "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
-        "paths.run_dir", "png", "prompt", "reference", "sample", "scratch", "shards",
+        "autoencoder", "blender_python", "checkpoint", "ckpt", "data.groups", "drop", "first",
+        "groups", "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
+        "paths.run_dir", "png", "prompt", "reference", "sample", "scratch", "second", "shards",
         "source.annotations", "source.captions", "source.exclude", "source.glob", "source.list",
         "source.root", "source.uids", "uid", "views",
     }
@@ -73,6 +74,17 @@ def _escape_before(text: str, mark: str, escape: str, *, last_is_end: bool = Fal
         is_end = last_is_end and i == len(parts) - 2
         out += bare + escape * (2 * num_escapes + (0 if is_end else 1)) + mark
     return out + parts[-1]
+
+
+def named(arguments: Sequence[str], *keys: str) -> list[str]:
+    """Return `key=value` for leading arguments that were given without a key."""
+
+    def has_no_key(argument: str) -> bool:
+        return not argument.startswith("-") and argument.partition("=")[0] not in keys
+
+    given = list(takewhile(has_no_key, arguments))[: len(keys)]
+    pairs = [f"{key}={value}" for key, value in zip(keys, given, strict=False)]
+    return pairs + list(arguments[len(given) :])
 
 
 def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
