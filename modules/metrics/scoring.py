@@ -34,11 +34,12 @@ FAILURE_FIGURES: dict[str, float] = {
     "input_view_psnr_masked": 0.0,
     "input_view_psnr_unmasked": 0.0,
     "input_view_mask_iou": 0.0,
+    "input_view_normal_deg": 90.0,
     "watertight": 0.0,
     "manifold": 0.0,
 }
-"""What a failed pair counts as in the summary: scores of nought, distances of the cube's side (or
-the largest distance of any pair, if that is larger)."""
+"""What a failed pair counts as in the summary: scores of nought, angles of 90 degrees, distances of
+the cube's side (or the largest distance of any pair, if that is larger)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ FIGURE_NOTES = (
                "Intersection over union of the silhouettes in the unseen views."),
     FigureNote("input_view_psnr_masked", "Colour PSNR in the input views (dB)", "higher", 1,
                "As above, in the views that the mesh was rebuilt from.", short="in input views"),
+    FigureNote("input_view_normal_deg", "Normals in the input views (degrees)", "lower", 1,
+               "Mean angle between the mesh's normals and those of the input images."),
     FigureNote("watertight", "Watertight", "higher", 2,
                "Share of meshes whose every edge joins exactly two faces, texture seams welded."),
     FigureNote("manifold", "Manifold", "higher", 2,
