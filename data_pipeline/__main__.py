@@ -18,6 +18,8 @@ from data_pipeline.shards.pack import pack_samples
 from data_pipeline.shards.repair import repair_shards
 from data_pipeline.shards.rerender import rerender
 from data_pipeline.shards.verify import report_faults, verify_shards
+from data_pipeline.staging import Staging
+from data_pipeline.staging.verify import verify_samples
 from data_pipeline.stats.command import print_stats
 
 
@@ -37,7 +39,10 @@ def pack(config: DictConfig) -> None:
 
 
 def verify(config: DictConfig) -> None:
-    """Check shards against their manifest."""
+    """Check shards against their manifest, or (out=) the finished samples of a staging folder."""
+    if OmegaConf.is_missing(config, "shards"):
+        verify_samples(Staging(Path(config.out)))
+        return
     if config.mode not in ("fast", "full"):
         raise UserError(f"mode={config.mode} is not known: choose fast or full")
     faults = verify_shards(Path(config.shards), config.kind, full=config.mode == "full")

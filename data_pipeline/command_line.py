@@ -46,6 +46,7 @@ TEXT_KEYS = frozenset({"prompt", "sample", "uid"})
 OPTIONAL_NUMBERS = {
     "count": int, "gpus": int, "workers": int, "source.count": int, "source.max_bytes": int,
     "source.max_faces": int, "source.min_faces": int, "source.quota_gb": float,
+    "rss_limit_mb": float, "timeout_s": float,
 }  # fmt: skip
 """Keys that are null by default, which tells nothing of the kind of value that they take."""
 

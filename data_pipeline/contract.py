@@ -31,6 +31,8 @@ from data_pipeline.cameras import (
 __all__ = ["CUBE_HALF_SIDE", "ORTHO6_SCALE", "ORTHO_CAMERA_DISTANCE", "Camera", "look_at_origin"]
 """Re-exported: a user of samples needs this module alone."""
 
+MAX_RESOLUTION_PX = 8192
+
 CONVENTIONS_VERSION = 1
 """Stored with every sample, latent cache and exported model; a mismatch is an error at load."""
 
@@ -246,10 +248,10 @@ class RenderSpec:
 
     def __post_init__(self) -> None:
         view_layout(self.layout)
-        if self.resolution_px < 16 or self.resolution_px % 8:
+        if not 16 <= self.resolution_px <= MAX_RESOLUTION_PX or self.resolution_px % 8:
             raise UserError(
-                f"resolution_px={self.resolution_px} must be a multiple of 8 and at least 16: "
-                "the image autoencoders shrink images 8 times"
+                f"resolution_px={self.resolution_px} must be a multiple of 8 (the image "
+                f"autoencoders shrink images 8 times) from 16 to {MAX_RESOLUTION_PX}"
             )
         for key in ("lighting", "random_lighting"):
             if getattr(self, key) not in (*LIGHTINGS, *((None,) if key != "lighting" else ())):
@@ -334,7 +336,7 @@ def make_uid(name: str) -> str:
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     uid = re.sub(r"[^a-z0-9_-]+", "_", ascii_name.lower()).strip("_")
     if not uid:
-        uid = "asset_" + hashlib.sha256(name.encode()).hexdigest()[:12]
+        uid = "asset_" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:12]
     return uid[:80]  # `{uid}.geometry.npz` must fit the 100 bytes of a USTAR name
 
 

@@ -34,6 +34,8 @@ def inspect_shards(shards: Path, uid: str | None, png: Path | None) -> None:
     Raises:
         UserError: there is no such set, tar or sample, or `png` cannot be written.
     """
+    if png is not None and png.suffix.lower() != ".png":
+        raise UserError(f"png={png} must end in .png")
     if shards.is_file():
         _print_shard(shards)
         return
@@ -45,13 +47,20 @@ def inspect_shards(shards: Path, uid: str | None, png: Path | None) -> None:
         return
     i = shard_set.index_of(uid)
     members = shard_set.read(i)
-    meta = json.loads(members["meta.json"])
-    print(json.dumps(meta, indent=1, ensure_ascii=False))
+    try:
+        meta = json.loads(members["meta.json"])
+        sheet = None if png is None else contact_sheet(members)
+    except ValueError as error:
+        raise UserError(
+            f"sample {uid} in {shards} is damaged ({error}): verify mode=full, then repair"
+        ) from error
+    text = json.dumps(meta, indent=1, ensure_ascii=False)
+    print(text.encode(errors="backslashreplace").decode())  # names of files may be no UTF-8
     sizes = {name: len(content) for name, content in members.items()}
     where = shard_set.manifest["shards"][int(shard_set.index.shard[i])]["name"]
     print(f"in {where}: " + ", ".join(f"{name} {size:,} B" for name, size in sizes.items()))
-    if png is not None:
-        _write_png(png, contact_sheet(members))
+    if png is not None and sheet is not None:
+        _write_png(png, sheet)
 
 
 def contact_sheet(members: dict[str, bytes]) -> NDArray[np.uint8]:

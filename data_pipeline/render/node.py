@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.render.failures import AssetFailure
 from data_pipeline.render.farm import Farm, Limits, Outcome
+from data_pipeline.render.limits import MAX_BYTES
 from data_pipeline.render.options import RenderOptions, available_cpus
 from data_pipeline.render.precheck import check_file
 from data_pipeline.render.progress import Progress
@@ -180,7 +181,9 @@ class Node:
 
 
 def _sha256(path: Path) -> str | None:
-    """Return the hash of a file, or None if it cannot be read."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the hash of a file, or None if it is too large, cannot be read, or is a pipe."""
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
     return None

@@ -32,12 +32,18 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
         recover(directory)  # a packer died where folders cannot be exchanged in one step
     if not path.is_file():
         made_by = "python -m data_pipeline pack" if kind == "samples" else "python encode.py"
-        raise UserError(f"{directory} holds no {MANIFEST_NAME}: make the {kind} with {made_by}")
+        raise UserError(
+            f"{directory} holds no {MANIFEST_NAME}: make the {kind} with {made_by} (if other files "
+            "of a set are left there, delete the folder first)"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = (manifest["version"], manifest["kind"])
+        _ = manifest["shards"], manifest["files"], manifest["members"], manifest["num_samples"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): write the set again") from error
+        raise UserError(
+            f"{path} is damaged ({error}): delete {directory}, and write the set again"
+        ) from error
     if found != (MANIFEST_VERSION, kind):
         raise UserError(
             f"{path} is of kind {found[1]!r}, version {found[0]}; needed are {kind!r}, version "

@@ -20,7 +20,7 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     """Pack every finished sample, in the order of uids, and return the manifest.
 
     The files are a function of the samples alone. Nothing is written when `shards` already holds
-    exactly these samples, unharmed as far as sizes tell.
+    samples of exactly these uids, none finished after it, and unharmed as far as sizes tell.
 
     Raises:
         UserError: nothing is staged, a sample or the set that is there already was rendered under
@@ -38,7 +38,9 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     extra |= {"kind": "samples", "samples_per_shard": samples_per_shard, "set_version": 1}
     if (shards / MANIFEST_NAME).is_file():
         old = _replaceable_manifest(shards, render["config_hash"], staging_root)
-        if _holds_exactly(shards, uids, old, samples_per_shard):
+        written_ns = (shards / MANIFEST_NAME).stat().st_mtime_ns
+        is_newer = written_ns > staging.samples.newest_mtime_ns()
+        if is_newer and _holds_exactly(shards, uids, old, samples_per_shard):
             print(f"{shards}: {len(uids)} samples are packed already")
             return old
         extra["set_version"] = old["set_version"] + 1
@@ -54,7 +56,7 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
 
 def read_staged(staging: Staging, uid: str, config_hash: str) -> dict[str, bytes]:
     """Return the members of a finished sample, or raise UserError if its config is another."""
-    members = staging.read(uid)
+    members = staging.read(uid)  # refuses what is damaged
     meta = json.loads(members["meta.json"])
     check_meta(meta)
     if meta["config_hash"] != config_hash:

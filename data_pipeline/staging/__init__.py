@@ -14,6 +14,7 @@ processes on any number of nodes may render into one folder, which is all that t
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ class Staging:
             UserError: there is no such sample, or its file is damaged.
         """
         return self.samples.read(uid)
+
+    def fault(self, uid: str) -> str | None:
+        """Return what is wrong with a finished sample, or None."""
+        try:
+            self.read(uid)
+        except UserError as error:
+            return str(error)
+        return None
 
     def done_uids(self) -> list[str]:
         """Return the uids of all finished samples, sorted."""
@@ -144,10 +153,19 @@ class Staging:
                 temporary.unlink()
         held = self.render_record()
         if held["config_hash"] != record["config_hash"]:
-            changed = [
-                key for key in record if held.get(key) != record[key] and key != "config_hash"
-            ]
+            changed = ", ".join(_differences(held, record))
             raise UserError(
-                f"{self.root} holds samples of another config ({', '.join(changed)} differ): "
+                f"{self.root} holds samples of another config ({changed}): "
                 "choose another out=, or the settings in its render.json"
             )
+
+
+def _differences(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield what two records of a render differ in, the config hash apart, in words."""
+    for key in sorted(held.keys() | wanted.keys()):
+        there, here = held.get(key), wanted.get(key)
+        name = prefix if key == "render_spec" else f"{prefix}{key}"
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _differences(there, here, name and f"{name}.")
+        elif there != here and key != "config_hash":
+            yield f"{name} is {there} there and {here} here"

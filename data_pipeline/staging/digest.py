@@ -130,5 +130,5 @@ def _rows(records: Iterable[dict[str, Any]], uids: list[str]) -> Iterator[tuple[
             record["uid"], record["status"], state.reason, state.attempts, state.give_up_at,
             state.run_id, record.get("host"), record.get("time"),
             record.get("seconds", {}).get("total"), record.get("rss_mb"),
-            json.dumps(record, ensure_ascii=False) if failed else None,
+            json.dumps(record) if failed else None,
         )  # fmt: skip

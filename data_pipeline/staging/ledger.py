@@ -36,7 +36,8 @@ class LedgerWriter:
         if self._file is None:
             self._file = self._path.open("xb")
         line = json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
-        self._file.write(line.encode())
+        # Names of files that are no UTF-8 reach JSON as the escapes that it has for them.
+        self._file.write(line.encode(errors="backslashreplace"))
         self._file.flush()
         os.fsync(self._file.fileno())
 

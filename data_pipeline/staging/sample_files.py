@@ -2,7 +2,8 @@
 
 A sample's file is a small tar of its members as a shard holds them: USTAR headers and contents,
 sorted by name, then the two zero blocks that end an archive (by which a truncated file is known
-even where it is cut between members). Its bytes depend on the members alone. It appears in one
+even where it is cut between members). A header's owner name is a digest of its content, by which
+a rotten byte is known. Its bytes depend on the members alone. It appears in one
 rename, so a file that exists is complete.
 `abc` are three hex digits of the uid's hash: a *chunk*, the unit in which nodes share the work.
 """
@@ -36,6 +37,7 @@ def archive(uid: str, members: Mapping[str, bytes]) -> bytes:
     for name in sorted(members):
         info = tarfile.TarInfo(f"{uid}.{name}")  # mtime, uid, gid are 0 and mode is 0644
         info.size = len(members[name])
+        info.uname = hashlib.sha256(members[name]).hexdigest()[:31]
         content.write(info.tobuf(tarfile.USTAR_FORMAT))
         content.write(members[name])
         content.write(bytes(-info.size % tarfile.BLOCKSIZE))
@@ -95,7 +97,10 @@ class SampleFiles:
             members = {}
         # tarfile takes many a truncated file for a whole one: hence the comparison.
         if not members or archive(uid, members) != content:
-            raise UserError(f"{path} is damaged: delete it and render {uid} again")
+            raise UserError(
+                f"{path} is damaged: delete it and render {uid} again (verify "
+                f"out={self.folder.parent} lists all such files)"
+            )
         return members
 
     def uids(self) -> Iterator[str]:
@@ -108,6 +113,13 @@ class SampleFiles:
         for name in _names(self.folder / chunk):
             if name.endswith(SUFFIX):
                 yield name.removesuffix(SUFFIX)
+
+    def newest_mtime_ns(self) -> int:
+        """Return when the newest finished sample was written; 0 if there is none."""
+        entries = (
+            entry for chunk in _names(self.folder) for entry in os.scandir(self.folder / chunk)
+        )
+        return max((entry.stat().st_mtime_ns for entry in entries), default=0)
 
     def forget_cached(self, chunk: str) -> None:
         """Have the next listing of a chunk come from the server, where that is a network one.

@@ -1,6 +1,7 @@
 """The page of `stats`: one self-contained HTML file with pictures of the worst assets."""
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write_page(path: Path, staging: Staging, digest: Digest, summary: Summary) -
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): give html=FILE") from None
@@ -54,10 +55,8 @@ def _failure(staging: Staging, record: dict[str, Any]) -> dict[str, Any]:
 
 def _finished(staging: Staging, uid: str, figure: float) -> dict[str, Any]:
     jpeg = None
-    if staging.samples.path(uid).is_file():
-        members = staging.read(uid)
-        name = next((name for name in members if name.startswith("rgb.")), None)
-        jpeg = strip_jpeg(members[name]) if name else None
+    with contextlib.suppress(UserError):  # gone since, or damaged: `verify` says so
+        jpeg = strip_jpeg(staging.read(uid)["rgb.png"])
     return {"uid": uid, "figure": figure, "picture": _embedded(jpeg) if jpeg else None}
 
 

@@ -25,8 +25,10 @@ from data_pipeline.contract import SAMPLE_MEMBERS, QaLimits, RenderSpec, UserErr
 from data_pipeline.render.command import find_blender_python, render_assets
 from data_pipeline.render.farm import Farm, Limits
 from data_pipeline.render.worker_process import worker_environment
+from data_pipeline.shards.manifest import ShardSet
 from data_pipeline.shards.pack import pack_samples
 from data_pipeline.sources import Asset
+from data_pipeline.sources.folder import FolderSource
 from data_pipeline.staging import Staging
 
 pytestmark = pytest.mark.blender
@@ -221,6 +223,19 @@ def test_a_blender_that_never_starts_is_an_error_and_blames_no_asset(tmp_path):
         render_assets([write_ball(tmp_path / "a.glb")], out, SMALL, blender_python=str(python))
     assert Staging(out).records() == []
     assert os.listdir(out / "leases") == []
+
+
+def test_pipes_and_names_that_are_no_utf8_stop_no_run(tmp_path):
+    root = tmp_path / "assets"
+    root.mkdir()
+    os.mkfifo(root / "pipe.glb")
+    write_ball(root / "ball.glb")
+    os.rename(os.fsencode(root / "ball.glb"), os.fsencode(root) + b"/\xff\xfe.glb")
+    summary = render_assets(FolderSource(root).assets(), tmp_path / "out", SMALL, workers=1)
+    assert summary.num_rendered == 1
+    assert summary.failures == {"unreadable": 1}
+    pack_samples(tmp_path / "out", tmp_path / "set", 4)
+    assert "?" not in ShardSet(tmp_path / "set", "samples").uids[0]
 
 
 # ----------------------------------------------------------------------------------- interruption

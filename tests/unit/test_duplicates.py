@@ -149,6 +149,14 @@ def test_identical_files_are_found_before_anything_is_rendered(tmp_path) -> None
     assert found.to_drop == ["c"]
 
 
+def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, caplog) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.glb").write_bytes(b"one")
+    (tmp_path / "c.glb").symlink_to(tmp_path / "gone")
+    assert of_files(FolderSource(tmp_path).assets()).identical == [["a", "b"]]
+    assert "c.glb cannot be read: left out" in caplog.text
+
+
 def test_what_is_dropped_is_not_listed_any_more(tmp_path, capsys) -> None:
     for name in "abc":
         (tmp_path / f"{name}.glb").write_bytes(b"x")

@@ -110,3 +110,8 @@ def test_a_damaged_digest_is_made_again_from_the_lines(ledger, tmp_path, damage)
 
 def test_a_ledger_that_is_not_there_is_empty(tmp_path):
     assert Digest(tmp_path / "none").failures() == {}
+
+
+def test_names_that_are_no_utf8_are_kept(ledger):
+    ledger("n1", failure("a", "empty", message="\udcff.glb"))
+    assert Digest(ledger.folder).failures()["a"]["message"] == "\udcff.glb"

@@ -22,6 +22,7 @@ from data_pipeline.shards.manifest import ShardSet
 from data_pipeline.shards.pack import pack_samples
 from data_pipeline.shards.verify import verify_shards
 from data_pipeline.shards.writer import ShardWriter
+from data_pipeline.staging.verify import verify_samples
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,31 @@ def test_packing_again_writes_nothing_unless_a_shard_is_damaged(staged, tmp_path
     assert pack_samples(staged, tmp_path / "set", 3)["set_version"] == 2
     after = hashes(tmp_path / "set")
     assert {n for n in before if before[n] != after[n]} == {"manifest.json"}
+
+
+def test_a_sample_finished_after_the_set_is_packed_again(tmp_path):
+    staging = stage_spheres(tmp_path / "staged", range(4))
+    pack_samples(staging.root, tmp_path / "set", 3)
+    assert pack_samples(staging.root, tmp_path / "set", 3)["set_version"] == 1
+    staging.samples.path("sphere_002").touch()
+    assert pack_samples(staging.root, tmp_path / "set", 3)["set_version"] == 2
+
+
+def test_damaged_samples_are_never_packed_and_all_are_named(tmp_path, capsys):
+    staging = stage_spheres(tmp_path / "staged", range(4))
+    verify_samples(staging)
+    assert "4 finished samples, all sound" in capsys.readouterr().out
+    for uid, place in (("sphere_001", 3000), ("sphere_003", 4000)):
+        content = bytearray(staging.samples.path(uid).read_bytes())
+        content[place] ^= 255
+        staging.samples.path(uid).write_bytes(content)
+    with pytest.raises(UserError, match=r"sphere_001.tar is damaged"):
+        pack_samples(staging.root, tmp_path / "set", 3)
+    assert not (tmp_path / "set").exists()
+    with pytest.raises(UserError, match=r"2 of 4 finished samples are damaged"):
+        verify_samples(staging)
+    named = capsys.readouterr().out.split()
+    assert named == [str(staging.samples.path(f"sphere_00{i}")) for i in (1, 3)]
 
 
 def test_configs_do_not_mix_at_pack(staged, tmp_path):

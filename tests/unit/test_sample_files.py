@@ -1,5 +1,6 @@
 """A finished sample is one file, whole or absent, whose bytes depend on its members alone."""
 
+import hashlib
 import io
 import tarfile
 
@@ -38,7 +39,8 @@ def test_equal_members_give_equal_bytes_in_any_order_and_at_any_time():
     assert archive("a", MEMBERS) == archive("a", dict(reversed(MEMBERS.items())))
     with tarfile.open(fileobj=io.BytesIO(archive("a", MEMBERS))) as tar:
         info = tar.getmembers()[0]
-    assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
+    assert (info.mtime, info.uid, info.gid, info.mode) == (0, 0, 0, 0o644)
+    assert info.uname == hashlib.sha256(MEMBERS[info.name.removeprefix("a.")]).hexdigest()[:31]
 
 
 def test_samples_laid_end_to_end_are_a_shard_that_webdataset_reads(tmp_path):
@@ -47,6 +49,16 @@ def test_samples_laid_end_to_end_are_a_shard_that_webdataset_reads(tmp_path):
     read = list(webdataset.WebDataset(str(shard), shardshuffle=False))
     assert [sample["__key__"] for sample in read] == ["a", "b"]
     assert read[1]["coord.png"] == MEMBERS["coord.png"]
+
+
+@pytest.mark.parametrize("place", [600, 1024, 2100, 3300])
+def test_a_rotten_byte_is_an_error_that_names_the_file(samples, tmp_path, place):
+    samples.publish("boat", MEMBERS, tmp_path / "scratch")
+    content = bytearray(samples.path("boat").read_bytes())
+    content[place] ^= 1
+    samples.path("boat").write_bytes(content)
+    with pytest.raises(UserError, match=r"boat.tar is damaged"):
+        samples.read("boat")
 
 
 @pytest.mark.parametrize("cut", [0, 100, 512, 700, 1024, 1300, 1600, -512, -1])

@@ -54,7 +54,7 @@ def test_what_a_killed_run_left_in_scratch_is_cleared_and_what_a_living_one_has_
 def test_another_config_is_refused_by_name(staging):
     staging.open_for_render(RECORD)
     other = RECORD | {"config_hash": "fedcba9876543210", "render_spec": {"seed": 1}}
-    with pytest.raises(UserError, match=r"another config \(render_spec differ"):
+    with pytest.raises(UserError, match=r"another config \(seed is 0 there and 1 here"):
         staging.open_for_render(other)
     assert staging.render_record() == RECORD
 

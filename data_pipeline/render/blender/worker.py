@@ -105,7 +105,7 @@ def render_asset(
         meta = {
             "uid": job["uid"],
             "source": {
-                "file": path.name,
+                "file": os.fsencode(path.name).decode(errors="replace"),
                 "sha256": sha256,
                 "source": job["source"],
                 "attributes": job["attributes"],

@@ -1,0 +1,31 @@
+"""Find the finished samples of a staging folder whose files are damaged."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from data_pipeline.contract import UserError
+from data_pipeline.staging import Staging
+
+
+def verify_samples(staging: Staging) -> None:
+    """Read every finished sample and print what is wrong, a line for each.
+
+    Raises:
+        UserError: there is none, or some are damaged.
+    """
+    uids = staging.done_uids()
+    if not uids:
+        raise UserError(f"{staging.root} holds no finished sample: render first")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        faults = tqdm(pool.map(staging.fault, uids), "verify", len(uids), unit="sample", delay=2)
+        damaged = [uid for uid, fault in zip(uids, faults, strict=True) if fault]
+    for uid in damaged:
+        print(staging.samples.path(uid))
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} of {len(uids)} finished samples are damaged, listed above: delete "
+            "these files, and run render again"
+        )
+    print(f"{staging.root}: {len(uids)} finished samples, all sound")
