@@ -43,6 +43,8 @@ def verify(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "shards"):
         verify_samples(Staging(Path(config.out)))
         return
+    if config.kind not in ("samples", "latents"):
+        raise UserError(f"kind={config.kind} is not known: choose samples or latents")
     if config.mode not in ("fast", "full"):
         raise UserError(f"mode={config.mode} is not known: choose fast or full")
     faults = verify_shards(Path(config.shards), config.kind, full=config.mode == "full")

@@ -8,9 +8,11 @@ Exit codes: 0 done; 1 the user's error, told in one line; 2 wrong usage (the com
 """
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,14 +35,14 @@ VERBATIM_KEYS = frozenset(
     {
         "autoencoder", "blender_python", "checkpoint", "ckpt", "data.groups", "drop", "first",
         "groups", "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
-        "paths.run_dir", "png", "prompt", "reference", "sample", "scratch", "second", "shards",
-        "source.annotations", "source.captions", "source.exclude", "source.glob", "source.list",
-        "source.root", "source.uids", "uid", "views",
+        "paths.run_dir", "png", "prompt", "reference", "run_id", "sample", "scratch", "second",
+        "shards", "source.annotations", "source.captions", "source.exclude", "source.glob",
+        "source.list", "source.root", "source.uids", "uid", "views",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""
 
-TEXT_KEYS = frozenset({"prompt", "sample", "uid"})
+TEXT_KEYS = frozenset({"prompt", "run_id", "sample", "uid"})
 """Those of them that are no paths, and may be empty."""
 
 OPTIONAL_NUMBERS = {
@@ -130,7 +132,7 @@ def run(
         if problem := _wrong_value(config_name, arguments, config):
             _fail(USAGE_ERROR, problem)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(USAGE_ERROR, _usage_message(error))
+        _fail(USAGE_ERROR, _usage_message(config_name, error))
     sys.exit(_guarded(main, config))
 
 
@@ -203,13 +205,25 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
         _fail(INTERRUPTED, "interrupted: the same command goes on from here")
 
 
-def _usage_message(error: Exception) -> str:
+def _usage_message(config_name: str, error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         folder = CONFIG_DIR / group
         known = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")]
         return f"unknown {group} {name!r}: choose one of {', '.join(sorted(known))}"
+    if found := re.match(r"Could not override '([^']*)'", str(error)):
+        near = get_close_matches(found[1], _keys(compose(config_name)), n=3)
+        advice = f"did you mean {', '.join(near)}?" if near else "--help lists the keys"
+        return f"there is no key {found[1]!r}: {advice}"
     return f"{error} (--help lists the keys)"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every key as it is typed: `timeout_s`, `source.root`."""
+    for key in config:
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
+            yield from _keys(config[key], f"{prefix}{key}.")
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -73,8 +74,10 @@ class RenderOptions:
     def __post_init__(self) -> None:
         for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN neither
                 raise UserError(f"{name}={value} must be positive")
+        if self.run_id is not None and not re.fullmatch(r"[\w.-]{1,100}", self.run_id):
+            raise UserError(f"run_id={self.run_id!r} may hold letters, digits, '_', '-' and '.'")
         if self.retry is not None and self.retry not in (*REASONS, "all"):
             raise UserError(
                 f"retry={self.retry} is no reason of failure: choose all, {', '.join(REASONS)}"

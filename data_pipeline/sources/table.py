@@ -78,8 +78,10 @@ def _read_csv(path: Path, text: str) -> list[tuple[int, Row]]:
                 if "file" not in columns:
                     raise UserError(
                         f"{path} has no column `file` but {', '.join(columns)}: "
-                        "its first line must name the columns"
+                        "its first line must name the columns, with commas between them"
                     )
+                if len(set(columns)) < len(columns):
+                    raise UserError(f"{path} names a column twice: {', '.join(columns)}")
                 continue
             if len(cells) != len(columns):
                 raise UserError(
