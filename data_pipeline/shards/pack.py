@@ -38,9 +38,7 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     extra |= {"kind": "samples", "samples_per_shard": samples_per_shard, "set_version": 1}
     if (shards / MANIFEST_NAME).is_file():
         old = _replaceable_manifest(shards, render["config_hash"], staging_root)
-        written_ns = (shards / MANIFEST_NAME).stat().st_mtime_ns
-        is_newer = written_ns > staging.samples.newest_mtime_ns()
-        if is_newer and _holds_exactly(shards, uids, old, samples_per_shard):
+        if _holds_exactly(shards, uids, old, samples_per_shard) and _is_newer(shards, staging):
             print(f"{shards}: {len(uids)} samples are packed already")
             return old
         extra["set_version"] = old["set_version"] + 1
@@ -81,6 +79,11 @@ def _replaceable_manifest(shards: Path, config_hash: str, staging_root: Path) ->
             "whole: move it elsewhere"
         )
     return manifest
+
+
+def _is_newer(shards: Path, staging: Staging) -> bool:
+    """Return whether no sample was finished after the set was written."""
+    return (shards / MANIFEST_NAME).stat().st_mtime_ns > staging.samples.newest_mtime_ns()
 
 
 def _holds_exactly(

@@ -49,13 +49,13 @@ class Staging:
         """
         return self.samples.read(uid)
 
-    def fault(self, uid: str) -> str | None:
-        """Return what is wrong with a finished sample, or None."""
+    def is_sound(self, uid: str) -> bool:
+        """Return whether a finished sample can be read, unharmed."""
         try:
             self.read(uid)
-        except UserError as error:
-            return str(error)
-        return None
+        except UserError:
+            return False
+        return True
 
     def done_uids(self) -> list[str]:
         """Return the uids of all finished samples, sorted."""

@@ -1,6 +1,5 @@
 """One process that renders into a staging folder, beside any number of others."""
 
-import contextlib
 import json
 import os
 import secrets
@@ -83,7 +82,7 @@ class RenderSession:
             uid: of the asset.
             if_killed: the record to be appended by others if this process dies before.
         """
-        temporary = self.scratch / ".begun"
+        temporary = self.scratch / "begun.json"
         temporary.write_text(json.dumps(dict(if_killed)))
         os.replace(temporary, self.scratch / f"{uid}{BEGUN_SUFFIX}")
 
@@ -127,9 +126,13 @@ class RenderSession:
         """Append the records of attempts that ended with the process which had this scratch."""
         for word in sorted(folder.glob(f"*{BEGUN_SUFFIX}")):
             ours = self.scratch / word.name
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            try:
                 os.rename(word, ours)
                 record = json.loads(ours.read_text())
-                if not self._samples.path(record["uid"]).exists():
-                    self.append(record)
-                ours.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue  # another process was faster
+            except ValueError:
+                record = None  # the power failed before it was on disk: nothing to go by
+            if record is not None and not self._samples.path(record["uid"]).exists():
+                self.append(record)
+            ours.unlink(missing_ok=True)

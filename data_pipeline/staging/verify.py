@@ -10,7 +10,7 @@ from data_pipeline.staging import Staging
 
 
 def verify_samples(staging: Staging) -> None:
-    """Read every finished sample and print what is wrong, a line for each.
+    """Read every finished sample and print the paths of those that are damaged.
 
     Raises:
         UserError: there is none, or some are damaged.
@@ -19,8 +19,8 @@ def verify_samples(staging: Staging) -> None:
     if not uids:
         raise UserError(f"{staging.root} holds no finished sample: render first")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        faults = tqdm(pool.map(staging.fault, uids), "verify", len(uids), unit="sample", delay=2)
-        damaged = [uid for uid, fault in zip(uids, faults, strict=True) if fault]
+        sound = tqdm(pool.map(staging.is_sound, uids), "verify", len(uids), unit="sample", delay=2)
+        damaged = [uid for uid, is_sound in zip(uids, sound, strict=True) if not is_sound]
     for uid in damaged:
         print(staging.samples.path(uid))
     if damaged:

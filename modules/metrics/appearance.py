@@ -1,7 +1,6 @@
 """Figures of base colour: unlit views of two meshes, compared pixel by pixel."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,7 +9,7 @@ from scipy.ndimage import binary_dilation
 
 from data_pipeline.contract import ORTHO_CAMERA_DISTANCE, Camera, look_at_origin
 from modules.geometry.mesh import Mesh
-from modules.geometry.rasterize import render_mesh
+from modules.geometry.rasterize import Views, render_mesh
 
 PSNR_CEILING_DB = 60.0
 """Given for equal images, whose PSNR is infinite; 8 bit images differ by more or not at all."""
@@ -54,21 +53,16 @@ def compare_appearance(
 
 
 def compare_with_views(
-    predicted: Mesh,
-    cameras: Sequence[Camera],
-    rgb: Float[ndarray, "v h w 3"],
-    hit: Bool[ndarray, "v h w"],
+    predicted: Views, rgb: Float[ndarray, "v h w 3"], hit: Bool[ndarray, "v h w"]
 ) -> dict[str, float]:
     """Return `image_figures` of a mesh against given views, under the keys `input_view_*`.
 
     Args:
-        predicted: mesh in world.
-        cameras: of the views.
+        predicted: the mesh, rendered from the views' cameras.
         rgb: sRGB in [0, 1] on white.
         hit: where the views show the asset.
     """
-    views = render_mesh(predicted, cameras, rgb.shape[1])
-    figures = image_figures(views.rgb, views.hit, rgb, hit)
+    figures = image_figures(predicted.rgb, predicted.hit, rgb, hit)
     return {f"input_view_{key}": value for key, value in figures.items()}
 
 

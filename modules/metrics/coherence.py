@@ -14,8 +14,7 @@ from numpy import ndarray
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from data_pipeline.contract import Camera
-from modules.geometry.mesh import Mesh
-from modules.geometry.rasterize import render_mesh
+from modules.geometry.rasterize import Views
 
 SAME_SURFACE = 0.05
 """World units: points nearer than this along a view's axis are taken for one surface point."""
@@ -65,16 +64,18 @@ def coherence(images: ViewImages) -> dict[str, float]:
     }
 
 
-def mesh_normal_deg(mesh: Mesh, images: ViewImages) -> float:
-    """Return the mean angle between a mesh's shading normals and those of the images (e).
+def mesh_normal_deg(
+    mesh: Views, normal: Float[ndarray, "v h w 3"], hit: Bool[ndarray, "v h w"]
+) -> float:
+    """Return the mean angle between a mesh's shading normals and those of images (e).
 
     Args:
-        mesh: in world, rendered from the images' own cameras.
-        images: compared where both hit.
+        mesh: rendered from the images' cameras.
+        normal: world, unit where `hit`.
+        hit: where the images show the asset; compared where the mesh is hit as well.
     """
-    views = render_mesh(mesh, images.cameras, images.hit.shape[1])
-    both = views.hit & images.hit
-    return _mean(_angles_deg(views.normal[both], images.normal[both]))
+    both = mesh.hit & hit
+    return _mean(_angles_deg(mesh.normal[both], normal[both]))
 
 
 def excess(figures: Mapping[str, float], true: Mapping[str, float]) -> dict[str, float]:

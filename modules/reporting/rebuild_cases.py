@@ -12,8 +12,9 @@ from numpy import ndarray
 
 from data_pipeline.contract import SourceFrame, UserError, layout_cameras, make_uid
 from modules.geometry.mesh import load_mesh, save_mesh
+from modules.geometry.rasterize import render_mesh
 from modules.metrics.appearance import compare_with_views
-from modules.metrics.coherence import ViewImages, mesh_normal_deg
+from modules.metrics.coherence import mesh_normal_deg
 from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.evaluation import Case, Loaded, Truth
@@ -84,15 +85,11 @@ def rebuild_cases(
             out.mkdir(parents=True, exist_ok=True)
             save_mesh(mesh, out / f"{uid}.glb", frame, {"relief": {"uid": uid}})
             mesh = load_mesh(out / f"{uid}.glb").transformed(frame)  # what is judged is the file
-            rgb = sample["images"][0].numpy().transpose(0, 2, 3, 1).astype(np.float64) / 2.0 + 0.5
-            hit = sample["hit"].numpy()
-            figures = compare_with_views(mesh, cameras, rgb, hit)
-            normal, coord = (
-                image.numpy().transpose(0, 2, 3, 1).astype(np.float64)
-                for image in (sample["images"][1], sample["images"][2] / 2.0)
-            )
-            images = ViewImages(cameras, rgb, normal, coord, hit)
-            figures["input_view_normal_deg"] = mesh_normal_deg(mesh, images)
+            images = sample["images"].numpy().transpose(0, 1, 3, 4, 2).astype(np.float64)
+            rgb, normal, hit = images[0] / 2.0 + 0.5, images[1], sample["hit"].numpy()
+            views = render_mesh(mesh, cameras, hit.shape[1])
+            figures = compare_with_views(views, rgb, hit)
+            figures["input_view_normal_deg"] = mesh_normal_deg(views, normal, hit)
             if uid in originals:
                 original = load_mesh(originals[uid]).transformed(frame)
                 truth = Truth(MeshSurface(original.vertices, original.faces), original)

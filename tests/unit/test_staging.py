@@ -116,6 +116,16 @@ def test_what_a_killed_process_was_at_is_noted_once(staging):
     assert list((staging.root / "scratch").iterdir()) == []
 
 
+def test_a_torn_word_of_a_killed_process_stops_nobody(staging):
+    leave_word(staging, "dead", "apple", 1)
+    folder = staging.root / "scratch" / "dead"
+    (folder / "apple.begun").write_text("")
+    (folder / "begun.json").write_text('{"uid": ')
+    with staging.open_for_render(RECORD):
+        assert staging.records() == []
+    assert list((staging.root / "scratch").iterdir()) == []
+
+
 def test_what_is_finished_or_noted_is_not_held_against_an_asset(staging):
     with staging.open_for_render(RECORD) as session:
         session.begin("apple", {"uid": "apple", "status": "failed", "reason": "crash"})
