@@ -200,7 +200,9 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(USER_ERROR, f"{error.filename}: {error.strerror}: choose another path or mend it")
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        problem = "is a file where a folder is needed" if in_the_way else error.strerror
+        _fail(USER_ERROR, f"{error.filename}: {problem}: choose another path or mend it")
     except KeyboardInterrupt:
         _fail(INTERRUPTED, "interrupted: the same command goes on from here")
 

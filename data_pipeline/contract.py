@@ -185,6 +185,12 @@ class QaLimits:
     max_normal_angle_deg: float = 25.0  # median, shading normal against the gradient of coord
     max_flip_share: float = 0.05  #     normals opposed to the gradient of coord
 
+    def __post_init__(self) -> None:
+        for key, value in asdict(self).items():
+            most = 1.0 if key.endswith("_share") else math.inf
+            if not 0.0 <= value <= most:  # NaN neither
+                raise UserError(f"qa.{key}={value} must lie between 0 and {most:g}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hdri:

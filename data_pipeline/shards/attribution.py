@@ -9,6 +9,9 @@ from pathlib import Path
 
 ATTRIBUTION_NAME = "ATTRIBUTION.csv"
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that spreadsheets take for a formula (OWASP, CSV Injection)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
@@ -42,11 +45,15 @@ def attribution_of(meta_json: bytes) -> Attribution | None:
 
 
 def attribution_csv(lines: Iterable[Attribution]) -> bytes:
-    """Return the file: UTF-8, a header, one line for each sample in the given order."""
+    """Return the file: UTF-8, a header, one line for each sample in the given order.
+
+    A cell that a spreadsheet would run as a formula is written behind an apostrophe.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in fields(Attribution))
-    writer.writerows(astuple(line) for line in lines)
+    for line in lines:
+        writer.writerow("'" + cell if cell.startswith(FORMULA) else cell for cell in astuple(line))
     return text.getvalue().encode()
 
 

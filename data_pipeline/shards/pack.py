@@ -23,9 +23,13 @@ def pack_samples(staging_root: Path, shards: Path, samples_per_shard: int) -> di
     samples of exactly these uids, none finished after it, and unharmed as far as sizes tell.
 
     Raises:
-        UserError: nothing is staged, a sample or the set that is there already was rendered under
-            another config, or the set's folder holds files of others.
+        UserError: `shards` lies in the staging folder, nothing is staged, a sample or the set that
+            is there already was rendered under another config, or the set's folder holds files of
+            others.
     """
+    inside = (shards.resolve(), *shards.resolve().parents)
+    if staging_root.resolve() in inside:
+        raise UserError(f"shards={shards} lies in the staging folder {staging_root}: name another")
     staging = Staging(staging_root)
     uids = staging.done_uids()
     if not uids:

@@ -7,6 +7,14 @@ from pathlib import Path
 
 from data_pipeline.contract import UserError
 
+NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and halves of characters, which no UTF-8 file can hold."""
+
+
+def one_line(text: str) -> str:
+    """Return a text without control characters, every run of white space as one space."""
+    return " ".join(NO_TEXT.sub(" ", text).split())
+
 
 def readable_name(stem: str) -> str:
     """Return a file's stem as a caption: `city_carTaxi-02` gives `city car taxi`."""

@@ -12,8 +12,9 @@ from data_pipeline.sources import Asset
 from data_pipeline.sources.captions import readable_name
 from data_pipeline.sources.file_kind import SUFFIXES
 from data_pipeline.sources.glob_pattern import compile_glob
+from data_pipeline.sources.licences import spdx
 from data_pipeline.sources.selection import check_count, digest, read_uids, spread
-from data_pipeline.sources.table import Row, captions_of, normalise, read_table
+from data_pipeline.sources.table import Row, captions_of, normalise, read_table, text_of
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class FolderSource:
             name = normalise(relative)
             if self.pattern is None or self.pattern.fullmatch(name):
                 texts = captions.get(name) or captions.get(name.rsplit("/", 1)[-1]) or ()
-                found.append((name, _asset(Path(self.root, relative), {"file": name}, texts)))
+                path = Path(self.root, relative)
+                found.append((name, _asset(path, {"file": name}, texts, str(self.root))))
         if not found:
             raise UserError(
                 f"source.root={self.root} holds no asset: expected files that end in "
@@ -124,6 +126,8 @@ class FolderSource:
         captions = {} if self.root is None else _read_captions(self.root)
         folders = [folder for folder in (self.root, list_file.parent) if folder is not None]
         missing, found = [], []
+        named: dict[str, str] = {}
+        uids: dict[str, str] = {}
         for row in rows:
             name: str = row["file"]
             path = _resolve(name, folders)
@@ -132,9 +136,19 @@ class FolderSource:
                 continue
             if path.suffix.lower() not in SUFFIXES:
                 raise UserError(f"{list_file}: {name} is no asset: known are {', '.join(SUFFIXES)}")
+            same = named.setdefault(os.path.abspath(path), name)
+            if same != name:
+                raise UserError(f"{list_file}: {same} and {name} are one file: keep one row of it")
+            if given := text_of(row, "uid", where=str(list_file)):
+                other = uids.setdefault(make_uid(given), name)
+                if other != name:
+                    raise UserError(
+                        f"{list_file}: {other} and {name} have the same uid {given!r} (uids are "
+                        "lower case, and hold letters, digits, '_' and '-'): give each its own"
+                    )
             texts = captions_of(row, str(list_file))
             texts = texts or captions.get(name) or captions.get(normalise(path.name)) or ()
-            found.append((name, _asset(path, row, texts)))
+            found.append((name, _asset(path, row, texts, str(list_file))))
         if missing:
             raise UserError(
                 f"{list_file} names {len(missing)} files that are not there, such as {missing[0]} "
@@ -143,19 +157,17 @@ class FolderSource:
         return found
 
 
-def _asset(path: Path, row: Row, captions: tuple[str, ...]) -> Asset:
-    def text(*columns: str) -> str:
-        values = (str(row[column]).strip() for column in columns if row.get(column) is not None)
-        return next(filter(None, values), "unknown")
+def _asset(path: Path, row: Row, captions: tuple[str, ...], where: str) -> Asset:
+    def text(*columns: str) -> str | None:
+        return text_of(row, *columns, where=where)
 
-    uid = text("uid")
     return Asset(
-        uid=make_uid(path.stem if uid == "unknown" else uid),
+        uid=make_uid(text("uid") or path.stem),
         path=path,
         captions=captions or (readable_name(path.stem),),
-        licence=text("licence", "license"),
-        author=text("author"),
-        source=text("url", "source_url", "source", "source_repo"),
+        licence=spdx(text("licence", "license")),
+        author=text("author") or "unknown",
+        source=text("url", "source_url", "source", "source_repo") or "unknown",
     )
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from data_pipeline.contract import UserError
+from data_pipeline.sources.captions import one_line
 
 SPDX = {
     "by": "CC-BY-4.0",
@@ -39,7 +40,7 @@ FREE_TO_ADAPT = ("by", "by-sa", "cc0")
 
 def spdx(name: object) -> str:
     """Return the SPDX identifier of a licence, or its name as given; `unknown` for none."""
-    text = " ".join(str(name).split()) if name is not None else ""
+    text = one_line(str(name)) if name is not None else ""
     if text.lower() in ("", "nan", "none", "unknown"):
         return "unknown"
     return SPDX.get(text.lower(), text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipeline.contract import UserError, make_uid
 from data_pipeline.sources import Asset, FetchError
-from data_pipeline.sources.captions import read_caption_pairs
+from data_pipeline.sources.captions import one_line, read_caption_pairs
 from data_pipeline.sources.licences import FREE_TO_ADAPT, allow_list, spdx
 from data_pipeline.sources.objaverse_files import Download, ObjaverseStore, check_gzip
 from data_pipeline.sources.objaverse_package import (
@@ -226,15 +226,16 @@ class ObjaverseSource:
     def _asset(
         self, uid: str, annotation: Annotation, captions: tuple[str, ...], store: ObjaverseStore
     ) -> Asset:
-        title = annotation.name or " ".join(annotation.tags) or "a 3D model"
+        name = one_line(annotation.name)
+        title = name or one_line(" ".join(annotation.tags)) or "a 3D model"
         return Asset(
             uid=make_uid(uid),
             path=self._cache.folder / self._cache.object_path(uid),
             captions=captions or (title,),
             licence=spdx(annotation.licence),
-            author=annotation.author or "unknown",
-            source=annotation.url,
-            attributes={"title": annotation.name} if annotation.name else {},
+            author=one_line(annotation.author or "") or "unknown",
+            source=one_line(annotation.url),
+            attributes={"title": name} if name else {},
             store=store,
         )
 

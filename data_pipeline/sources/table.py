@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import logging
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
+from data_pipeline.sources.captions import one_line
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -16,6 +20,7 @@ def read_table(path: Path) -> list[Row]:
     """Return the rows of a `.csv` (first line: column names) or `.jsonl` file, in file order.
 
     Every row has a non-empty text `file`, in Unicode NFC; column names are stripped and lower case.
+    An empty file has no rows, which is a warning in the log.
 
     Raises:
         UserError: the file is missing, unreadable, of another kind, or a row is malformed.
@@ -33,6 +38,8 @@ def read_table(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     rows = reader(path, text)
+    if not rows:
+        log.warning("%s holds no rows", path)
     for line, row in rows:
         name = row.get("file")
         if not isinstance(name, str) or not name.strip():
@@ -46,6 +53,28 @@ def normalise(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def check_encodable(value: Any) -> None:
+    """Raise UnicodeEncodeError if a value read from JSON holds text that is not Unicode."""
+    json.dumps(value, ensure_ascii=False).encode()
+
+
+def text_of(row: Row, *columns: str, where: str) -> str | None:
+    """Return the first of these columns that says something, on one line; None if none does.
+
+    Raises:
+        UserError: the value is no text or number.
+    """
+    for column in columns:
+        value = row.get(column)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UserError(f"{where}: {column} of {row['file']} must be a text, not {value!r}")
+        if text := one_line(str(value)):
+            return text
+    return None
+
+
 def captions_of(row: Row, where: str) -> tuple[str, ...]:
     """Return the captions of a row, from its `captions` or `caption`; maybe none.
 
@@ -55,7 +84,8 @@ def captions_of(row: Row, where: str) -> tuple[str, ...]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError as error:
+            check_encodable(value)
+        except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
             raise UserError(
                 f"{where}: captions of {row['file']} are no valid JSON list: {error}"
             ) from error
@@ -90,7 +120,10 @@ def _read_csv(path: Path, text: str) -> list[tuple[int, Row]]:
                 )
             rows.append((reader.line_num, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} is not valid CSV: {error}") from error
+        raise UserError(
+            f"{path} line {reader.line_num} is not valid CSV ({error}): is a double quote left "
+            "open before it?"
+        ) from error
     return rows
 
 
@@ -101,7 +134,13 @@ def _read_jsonl(path: Path, text: str) -> list[tuple[int, Row]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            check_encodable(row)
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{path} line {number} holds half of a character (an unpaired surrogate such as "
+                "\\ud83d): write the list again with whole characters"
+            ) from error
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{path} line {number} is not a JSON object: write one per line")

@@ -1,6 +1,7 @@
 """Cameras, encodings, frames and names do what docs/conventions.md says."""
 
 import dataclasses
+import math
 import os
 
 import numpy as np
@@ -197,11 +198,13 @@ def test_a_spec_comes_back_from_its_plain_values():
         ({"lighting": "neon"}, "choose albedo, studio, hdri"),
         ({"device": "abacus"}, "device=abacus is not known"),
         ({"random_views": -1}, "at least 0"),
+        ({"qa": {"max_flip_share": 5}}, r"qa\.max_flip_share=5 must lie between 0 and 1"),
+        ({"qa": {"max_reprojection_px": math.nan}}, r"qa\.max_reprojection_px=nan must lie"),
     ],
 )
 def test_specs_that_make_no_sense_are_refused_in_one_line(settings, message):
     with pytest.raises(UserError, match=message):
-        RenderSpec(**settings)
+        RenderSpec(**settings | ({"qa": QaLimits(**settings["qa"])} if "qa" in settings else {}))
 
 
 def test_an_environment_that_is_not_there_is_refused():

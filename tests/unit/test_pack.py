@@ -17,6 +17,7 @@ from staged_spheres import CONFIG, stage_spheres
 
 from data_pipeline.contract import UserError
 from data_pipeline.loading.samples import SampleDataset
+from data_pipeline.shards.attribution import Attribution, attribution_csv, read_attribution
 from data_pipeline.shards.durable import recover, replace_folder
 from data_pipeline.shards.manifest import ShardSet
 from data_pipeline.shards.pack import pack_samples
@@ -137,6 +138,20 @@ def test_configs_do_not_mix_at_load(staged, tmp_path):
     )
     with pytest.raises(UserError, match=f"config {CONFIG}.*{'e' * 16}.*do not mix"):
         dataset.load(0)
+
+
+def test_a_set_within_the_staging_folder_is_refused(staged):
+    for shards in (staged, staged / "set", staged / "x/../set"):
+        with pytest.raises(UserError, match="lies in the staging folder"):
+            pack_samples(staged, shards, 3)
+
+
+def test_what_a_spreadsheet_would_run_is_written_as_text(tmp_path):
+    line = Attribution("chair", "CC0-1.0", '=HYPERLINK("x")', "@shop", "-1.glb", "ab")
+    (tmp_path / "a.csv").write_bytes(attribution_csv([line]))
+    (read,) = read_attribution(tmp_path / "a.csv")
+    assert (read.author, read.source, read.file) == ('\'=HYPERLINK("x")', "'@shop", "'-1.glb")
+    assert attribution_csv([read]) == attribution_csv([line])
 
 
 def test_a_users_own_file_in_the_set_is_never_deleted(staged, tmp_path):

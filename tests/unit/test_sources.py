@@ -155,6 +155,26 @@ def test_a_jsonl_list_looks_in_the_root_before_its_own_folder(tmp_path) -> None:
     assert (b.path, b.uid) == (tmp_path / "lists" / "b.glb", "12")
 
 
+def test_licences_are_named_alike_and_texts_stay_on_their_line(tmp_path) -> None:
+    touch(tmp_path, "a.glb", "b.glb")
+    listed = tmp_path / "list.jsonl"
+    listed.write_text(
+        '{"file": "a.glb", "license": " CC0 ", "author": "Ann\\nand\\u0000Bob", "url": ""}\n'
+        '{"file": "b.glb", "licence": "by-sa", "source": 7}\n'
+    )
+    a, b = FolderSource(list=listed).assets()
+    assert (a.licence, a.author, a.source) == ("CC0-1.0", "Ann and Bob", "unknown")
+    assert (b.licence, b.author, b.source) == ("CC-BY-SA-4.0", "unknown", "7")
+
+
+def test_a_captions_file_without_rows_warns(tmp_path, caplog) -> None:
+    touch(tmp_path, "a.glb")
+    (tmp_path / "captions.csv").write_text("")
+    with caplog.at_level(logging.WARNING):
+        FolderSource(tmp_path).assets()
+    assert "captions.csv holds no rows" in caplog.text
+
+
 @pytest.mark.assets
 @pytest.mark.skipif(not SHARED_ASSETS.is_dir(), reason="no shared assets beside the checkout")
 def test_the_manifest_of_the_development_assets_is_a_list() -> None:
@@ -199,7 +219,11 @@ def test_an_empty_or_missing_folder_is_one_clear_line(tmp_path) -> None:
         ("l.csv", "", "lists no asset"),
         ("l.csv", "file\na.glb\na.glb\n", r"lists a\.glb more than once"),
         ("l.csv", "file\nnotes.txt\n", r"notes\.txt is no asset"),
-        ("l.csv", "file,uid\na.glb,same\nb.glb,same\n", None),
+        ("l.csv", "file,uid\na.glb,Same\nb.glb,same\n", r"a\.glb and b\.glb have the same uid"),
+        ("l.csv", "file\na.glb\n./a.glb\n", r"a\.glb and \./a\.glb are one file"),
+        ("l.jsonl", '{"file": "a.glb", "caption": "\\ud83d"}\n', "line 1 holds half of a char"),
+        ("l.csv", 'file,captions\na.glb,"[""\\ud83d""]"\n', "no valid JSON list"),
+        ("l.jsonl", '{"file": "a.glb", "author": {"name": "Ann"}}\n', "author of a.glb must be"),
         ("l.jsonl", '{"file": "a.glb"}\n{"file": \n', "line 2 is not valid JSON"),
         ("l.jsonl", '["a.glb"]\n', "line 1 is not a JSON object"),
         ("l.jsonl", '{"file": "a.glb", "captions": [1]}\n', "text or a list of texts"),
@@ -210,9 +234,6 @@ def test_a_wrong_list_is_one_clear_line(tmp_path, name: str, content: str, messa
     touch(tmp_path, "a.glb", "b.glb", "notes.txt")
     (tmp_path / name).write_text(content)
     source = FolderSource(list=tmp_path / name)
-    if message is None:
-        assert len({asset.uid for asset in source.assets()}) == 2
-        return
     with pytest.raises(UserError, match=message) as caught:
         source.assets()
     assert "\n" not in str(caught.value)

@@ -83,6 +83,18 @@ def test_the_page_shows_the_worst_with_pictures_and_needs_no_other_file(staging,
     assert not re.search(r'(src|href)="(?!data:|#)', text)
 
 
+def test_a_damaged_sample_costs_the_page_its_picture_alone(staging, tmp_path, capsys):
+    path = staging.samples.path("boat")  # the slowest
+    path.write_bytes(path.read_bytes()[:-1000])
+    print_stats(staging.root, "text", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "boat" in page
+    whole = page.count("data:image/jpeg")
+    staging.samples.path("apple").unlink()
+    print_stats(staging.root, "text", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") < whole
+
+
 def test_a_kept_picture_shows_the_views_side_by_side_on_white(staging):
     picture = cv2.imread(str(staging.rejected_picture("d")))
     assert picture.shape == (96, 6 * 96, 3)
