@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     # The figures' libraries take seconds to import; a mistyped key is told before that.
     from modules.metrics.scoring import ScoringOptions
     from modules.reporting.environment import describe_environment
-    from modules.reporting.evaluation import as_markdown, evaluate, write_report
+    from modules.reporting.evaluation import Shard, as_markdown, evaluate, write_report
     from modules.reporting.folder_cases import folder_cases
 
     if config.task not in INPUTS:
@@ -32,6 +32,7 @@ def main(config: DictConfig) -> None:
     if missing := [f"{key}=DIR" for key in INPUTS[config.task] if config[key] is None]:
         raise UserError(f"task={config.task} needs {' and '.join(missing)}")
     keys = ("num_samples", "num_views", "resolution_px", "seed")
+    shard = Shard.parse(config.shard)
     options, out = ScoringOptions(**{key: config[key] for key in keys}), Path(config.out)
     about = {"task": config.task} | {
         key: str(config[key])
@@ -42,9 +43,15 @@ def main(config: DictConfig) -> None:
         cases = folder_cases(Path(config.meshes), Path(config.reference))
     else:
         cases = _rebuild_cases(config)
-    report = write_report(
-        evaluate(cases, options, out), options, about, describe_environment(), out
-    )
+    pairs = evaluate(cases, options, out, shard)
+    if pairs is None:
+        print(f"{out}: shard {config.shard} is done; the shard that ends last writes the report")
+        return
+    report = write_report(pairs, options, about, describe_environment(), out)
+    if config.wandb.project is not None:
+        from modules.reporting.wandb_table import log_report
+
+        log_report(report, out, project=config.wandb.project, offline=config.wandb.offline)
     print(f"{as_markdown(report)}\nreport: {out / 'report.html'}")
 
 

@@ -36,13 +36,13 @@ VERBATIM_KEYS = frozenset(
         "autoencoder", "blender_python", "checkpoint", "ckpt", "data.groups", "drop", "first",
         "groups", "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
         "paths.run_dir", "png", "prompt", "reference", "run_id", "sample", "scratch", "second",
-        "shards", "source.annotations", "source.captions", "source.exclude", "source.glob",
+        "shard", "shards", "source.annotations", "source.captions", "source.exclude", "source.glob",
         "source.list", "source.root", "source.uids", "uid", "views",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""
 
-TEXT_KEYS = frozenset({"prompt", "run_id", "sample", "uid"})
+TEXT_KEYS = frozenset({"prompt", "run_id", "sample", "shard", "uid"})
 """Those of them that are no paths, and may be empty."""
 
 OPTIONAL_NUMBERS = {

@@ -8,13 +8,15 @@ report.json:
     summary      figure -> {median, mean, p10, p90} over all pairs; a failed one counts as the worst
     floor        the same of the truth against another sampling of itself: the best there is
     pairs        worst first: name, failed (reason or null), truth (`mesh` or `samples`), metrics,
-                 floor, picture (path below the report's folder, or null)
+                 floor, picture (path below the report's folder, or null), mesh (the file that was
+                 scored, or null)
 Keys of figures: modules/metrics/geometry.py, appearance.py and mesh_quality.py.
 """
 
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,10 +62,18 @@ class Truth:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One case, ready to be scored: the prediction in the truth's frame, and figures so far."""
+    """One case, ready to be scored.
+
+    Args:
+        predicted: the mesh, in the truth's frame.
+        truth: what it is judged by.
+        path: its file.
+        figures: figures that are known already.
+    """
 
     predicted: Mesh
     truth: Truth
+    path: Path
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -84,26 +94,57 @@ class Case:
     products: Sequence[Path] = ()
 
 
-def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[dict[str, Any]]:
-    """Return the pairs of a report, worst first.
+@dataclass(frozen=True)
+class Shard:
+    """A part of the cases, for one of several processes that share a folder.
+
+    Args:
+        index: from 0; the cases are dealt out in turn.
+        count: of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Shard":
+        """Return what `shard=0/4` means; all of the cases for None."""
+        if text is None:
+            return cls()
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(text))
+        if not found or int(found[1]) >= int(found[2]):
+            raise UserError(f"shard={text} is no share: the shards of four are 0/4, 1/4, 2/4, 3/4")
+        return cls(int(found[1]), int(found[2]))
+
+
+def evaluate(
+    cases: Sequence[Case], options: ScoringOptions, out: Path, shard: Shard = Shard()
+) -> list[dict[str, Any]] | None:
+    """Score the shard's cases; return the pairs of all of them, worst first, once all are scored.
 
     Every finished pair is kept below `out`, so an interrupted command goes on where it stopped, and
-    is scored anew when its inputs, the options or this code have changed.
+    is scored anew when its inputs, the options or this code have changed. A pair's figures do not
+    depend on the others, so they are the same from one process and from many.
+
+    Returns:
+        None while other shards have cases left.
     """
     (out / "pairs").mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
     common = json.dumps([SCHEMA, asdict(options), _code_digest()])
-    pairs = []
-    for case in tqdm(cases, desc="evaluate", unit="mesh", delay=1):
-        name = hashlib.sha256(case.name.encode()).hexdigest()[:16]
-        key = hashlib.sha256(f"{common}\n{case.identity}".encode()).hexdigest()
-        kept = out / "pairs" / f"{name}.json"
-        pair = _read_kept(kept, key)
-        if pair is None or not all(path.is_file() for path in case.products):
-            pair = _score_case(case, options, out, f"pictures/{name}.png")
-            write_text(kept, json.dumps({"key": key, "pair": pair}))
-        pairs.append(pair)
-    return sorted(pairs, key=_quality)
+
+    def kept(case: Case) -> dict[str, Any] | None:
+        pair = _read_kept(_kept_path(out, case), _key(common, case))
+        return pair if all(path.is_file() for path in case.products) else None
+
+    mine = cases[shard.index :: shard.count]
+    for case in tqdm(mine, desc="evaluate", unit="mesh", delay=1):
+        if kept(case) is None:
+            path = _kept_path(out, case)
+            pair = _score_case(case, options, out, f"pictures/{path.stem}.png")
+            write_text(path, json.dumps({"key": _key(common, case), "pair": pair}))
+    pairs = [pair for pair in map(kept, cases) if pair is not None]
+    return sorted(pairs, key=_quality) if len(pairs) == len(cases) else None
 
 
 def write_report(
@@ -179,6 +220,7 @@ def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) ->
         "metrics": {},
         "floor": {},
         "picture": None,
+        "mesh": None,
     }
     try:
         loaded = case.load()
@@ -192,6 +234,7 @@ def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) ->
         "metrics": metrics | dict(loaded.figures),
         "floor": floor,
         "picture": picture,
+        "mesh": str(loaded.path),
     }
 
 
@@ -217,6 +260,14 @@ def _quality(pair: Mapping[str, Any]) -> tuple[bool, float, str]:
     """Sort key: failures first, then by F-score."""
     metrics = pair["metrics"]
     return pair["failed"] is None, metrics.get("f_score_0.02", 0.0), pair["name"]
+
+
+def _kept_path(out: Path, case: Case) -> Path:
+    return out / "pairs" / f"{hashlib.sha256(case.name.encode()).hexdigest()[:16]}.json"
+
+
+def _key(common: str, case: Case) -> str:
+    return hashlib.sha256(f"{common}\n{case.identity}".encode()).hexdigest()
 
 
 def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
