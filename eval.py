@@ -6,53 +6,25 @@ Two reports: python eval.py compare first/report.json second/report.json.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data_pipeline.command_line import named, run
-from data_pipeline.contract import UserError
-
-if TYPE_CHECKING:
-    from modules.reporting.evaluation import Case
-
-INPUTS = {"meshes": ("meshes", "reference"), "rebuild": ("shards",)}
 
 
 def main(config: DictConfig) -> None:
     """Evaluate, write the report, print its table."""
     # The figures' libraries take seconds to import; a mistyped key is told before that.
-    from modules.metrics.scoring import ScoringOptions
-    from modules.reporting.environment import describe_environment
-    from modules.reporting.evaluation import Shard, as_markdown, evaluate, write_report
-    from modules.reporting.folder_cases import folder_cases
+    from data_pipeline.loading.samples import decode_sample
+    from data_pipeline.shards.manifest import ShardSet
+    from modules.reporting.tasks import DataAccess, run_task
 
-    if config.task not in INPUTS:
-        raise UserError(f"task={config.task} is not known: choose one of {', '.join(INPUTS)}")
-    if missing := [f"{key}=DIR" for key in INPUTS[config.task] if config[key] is None]:
-        raise UserError(f"task={config.task} needs {' and '.join(missing)}")
-    keys = ("num_samples", "num_views", "resolution_px", "seed")
-    shard = Shard.parse(config.shard)
-    options, out = ScoringOptions(**{key: config[key] for key in keys}), Path(config.out)
-    about = {"task": config.task} | {
-        key: str(config[key])
-        for key in ("meshes", "shards", "checkpoint", "reference")
-        if config[key] is not None
-    }
-    if config.task == "meshes":
-        cases = folder_cases(Path(config.meshes), Path(config.reference))
-    else:
-        cases = _rebuild_cases(config)
-    pairs = evaluate(cases, options, out, shard)
-    if pairs is None:
-        print(f"{out}: shard {config.shard} is done; the shard that ends last writes the report")
-        return
-    report = write_report(pairs, options, about, describe_environment(), out)
-    if config.wandb.project is not None:
-        from modules.reporting.wandb_table import log_report
-
-        log_report(report, out, project=config.wandb.project, offline=config.wandb.offline)
-    print(f"{as_markdown(report)}\nreport: {out / 'report.html'}")
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    data = DataAccess(
+        open_samples=lambda folder: ShardSet(folder, "samples"), decode_sample=decode_sample
+    )
+    print(run_task(settings, data))
 
 
 def compare(config: DictConfig) -> None:
@@ -61,19 +33,6 @@ def compare(config: DictConfig) -> None:
 
     paths = Path(config.first), Path(config.second)
     print(compare_files(*paths, resamples=config.resamples, seed=config.seed))
-
-
-def _rebuild_cases(config: DictConfig) -> "list[Case]":
-    from data_pipeline.loading.samples import decode_sample
-    from data_pipeline.shards.manifest import ShardSet
-    from modules.reporting.rebuild_cases import rebuild_cases
-
-    paths = {key: config[key] and Path(config[key]) for key in ("checkpoint", "reference")}
-    settings = {"grid": config.grid, "texture_px": config.texture_px}
-    shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out) / "rebuilt"
-    return rebuild_cases(
-        shard_set, decode_sample, settings=settings, count=config.count, out=out, **paths
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""What `eval.py task=` can do. A new task is a function here and a row of `TASKS`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.contract import UserError
+from modules.metrics.scoring import ScoringOptions
+from modules.reporting.environment import describe_environment
+from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
+from modules.reporting.folder_cases import folder_cases
+from modules.reporting.rebuild_cases import StoredSamples, rebuild_cases
+from modules.reporting.wandb_table import log_report
+
+Settings = Mapping[str, Any]
+"""The keys of conf/eval.yaml, as given."""
+
+
+@dataclass(frozen=True)
+class DataAccess:
+    """What tasks need of data_pipeline, which modules do not import.
+
+    Args:
+        open_samples: opens a folder of rendered samples.
+        decode_sample: decodes the members of one.
+    """
+
+    open_samples: Callable[[Path], StoredSamples]
+    decode_sample: Callable[[dict[str, bytes]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to evaluate.
+
+    Args:
+        needs: keys that must be given.
+        run: writes the report below `out` and returns what to tell of it.
+    """
+
+    needs: tuple[str, ...]
+    run: Callable[[Settings, DataAccess, Path], str]
+
+
+def run_task(settings: Settings, data: DataAccess) -> str:
+    """Run `task` and return what to tell of it: the report as Markdown, and where it lies.
+
+    Raises:
+        UserError: there is no such task, or a key is missing.
+    """
+    name = settings["task"]
+    if name not in TASKS:
+        raise UserError(f"task={name} is not known: choose one of {', '.join(TASKS)}")
+    task = TASKS[name]
+    if missing := [f"{key}=DIR" for key in task.needs if settings[key] is None]:
+        raise UserError(f"task={name} needs {' and '.join(missing)}")
+    return task.run(settings, data, Path(settings["out"]))
+
+
+def folder_task(settings: Settings, data: DataAccess, out: Path) -> str:
+    """Score a folder of meshes against another."""
+    del data
+    options = _scoring_options(settings)
+    cases = folder_cases(Path(settings["meshes"]), Path(settings["reference"]))
+    return _score_meshes(cases, options, settings, out)
+
+
+def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
+    """Send rendered samples through the refiner-decoder, and score what comes out."""
+    options = _scoring_options(settings)
+    paths = {key: settings[key] and Path(settings[key]) for key in ("checkpoint", "reference")}
+    cases = rebuild_cases(
+        data.open_samples(Path(settings["shards"])),
+        data.decode_sample,
+        settings={"grid": settings["grid"], "texture_px": settings["texture_px"]},
+        count=settings["count"],
+        out=out / "rebuilt",
+        **paths,
+    )
+    return _score_meshes(cases, options, settings, out)
+
+
+TASKS = {
+    "meshes": Task(("meshes", "reference"), folder_task),
+    "rebuild": Task(("shards",), rebuild_task),
+}
+
+
+def _scoring_options(settings: Settings) -> ScoringOptions:
+    keys = ("num_samples", "num_views", "resolution_px", "seed")
+    return ScoringOptions(**{key: settings[key] for key in keys})
+
+
+def _score_meshes(
+    cases: Sequence[Case], options: ScoringOptions, settings: Settings, out: Path
+) -> str:
+    about = about_inputs(settings, "meshes", "shards", "checkpoint", "reference")
+    pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]))
+    if pairs is None:
+        return f"{out}: shard {settings['shard']} is done; the one that ends last writes the report"
+    report = write_report(pairs, options, about, describe_environment(), out)
+    if (project := settings["wandb"]["project"]) is not None:
+        log_report(report, out, project=project, offline=settings["wandb"]["offline"])
+    return f"{as_markdown(report)}\nreport: {out / 'report.html'}"
+
+
+def about_inputs(settings: Settings, *keys: str) -> dict[str, str]:
+    """Return the task and those of its inputs that were given, as text."""
+    return {key: str(settings[key]) for key in ("task", *keys) if settings[key] is not None}
