@@ -22,6 +22,7 @@ INPUTS = {"meshes": ("meshes", "reference"), "rebuild": ("shards",)}
 def main(config: DictConfig) -> None:
     """Evaluate, write the report, print its table."""
     # The figures' libraries take seconds to import; a mistyped key is told before that.
+    from modules.metrics.lpips import load_lpips
     from modules.metrics.scoring import ScoringOptions
     from modules.reporting.environment import describe_environment
     from modules.reporting.evaluation import as_markdown, evaluate, write_report
@@ -31,8 +32,12 @@ def main(config: DictConfig) -> None:
         raise UserError(f"task={config.task} is not known: choose one of {', '.join(INPUTS)}")
     if missing := [f"{key}=DIR" for key in INPUTS[config.task] if config[key] is None]:
         raise UserError(f"task={config.task} needs {' and '.join(missing)}")
-    keys = ("num_samples", "num_views", "resolution_px", "seed")
+    keys = ("num_samples", "num_views", "resolution_px", "seed", "lpips_weights")
     options, out = ScoringOptions(**{key: config[key] for key in keys}), Path(config.out)
+    if options.lpips_weights is None:
+        print("LPIPS is left out: lpips_weights=FILE adds it (docs/metrics.md says which)")
+    else:
+        load_lpips(options.lpips_weights)  # kept for all pairs; wrong weights are told before them
     about = {"task": config.task} | {
         key: str(config[key])
         for key in ("meshes", "shards", "checkpoint", "reference")

@@ -9,7 +9,7 @@ report.json:
     floor        the same of the truth against another sampling of itself: the best there is
     pairs        worst first: name, failed (reason or null), truth (`mesh` or `samples`), metrics,
                  floor, picture (path below the report's folder, or null)
-Keys of figures: modules/metrics/geometry.py, appearance.py and mesh_quality.py.
+Keys of figures: docs/metrics.md.
 """
 
 import hashlib
