@@ -10,7 +10,7 @@ report.json:
     pairs        worst first: name, failed (reason or null), truth (`mesh` or `samples`), metrics,
                  floor, picture (path below the report's folder, or null), mesh (the file that was
                  scored, or null)
-Keys of figures: modules/metrics/geometry.py, appearance.py and mesh_quality.py.
+Keys of figures: docs/metrics.md.
 """
 
 import hashlib

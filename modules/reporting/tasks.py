@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
+from modules.metrics.lpips import load_lpips
 from modules.metrics.scoring import ScoringOptions
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
@@ -88,8 +89,13 @@ TASKS = {
 
 
 def _scoring_options(settings: Settings) -> ScoringOptions:
-    keys = ("num_samples", "num_views", "resolution_px", "seed")
-    return ScoringOptions(**{key: settings[key] for key in keys})
+    keys = ("num_samples", "num_views", "resolution_px", "seed", "lpips_weights")
+    options = ScoringOptions(**{key: settings[key] for key in keys})
+    if options.lpips_weights is None:
+        print("LPIPS is left out: lpips_weights=FILE adds it (docs/metrics.md says which)")
+    else:
+        load_lpips(options.lpips_weights)  # kept for all pairs; wrong weights are told before them
+    return options
 
 
 def _score_meshes(

@@ -141,6 +141,7 @@ def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
         (["task=rebuild", "out=x"], "shards=DIR"),
         (["task=meshes", "meshes=/no/such", "reference=/no/such", "out=x"], "/no/such"),
         (["task=rebuild", "shards=/no/such", "out=x"], "/no/such"),
+        (["task=meshes", "meshes=a", "reference=b", "out=x", "lpips_weights=/no/w"], "/no/w"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(arguments, said):
