@@ -90,6 +90,23 @@ def decode_packed(
     return torch.cat(decoded).unflatten(0, latents.shape[:-3]).clamp(-1.0, 1.0)
 
 
+def own_statistics(
+    autoencoder: Any,
+) -> tuple[int, Float[Tensor, " c"], Float[Tensor, " c"]] | None:
+    """Return packing, mean and std per packed channel that an autoencoder itself carries.
+
+    FLUX.2's does, as the running statistics of a batch norm; others give None.
+    """
+    norm = getattr(autoencoder, "bn", None)
+    if norm is None:
+        return None
+    return (
+        autoencoder.config.patch_size[0],
+        norm.running_mean,
+        (norm.running_var + norm.eps).sqrt(),
+    )
+
+
 class LatentCodec(nn.Module):
     """An autoencoder with the packing and normalisation of a latent spec.
 

@@ -9,6 +9,7 @@ import numpy as np
 from data_pipeline.contract import UserError
 from modules.geometry.mesh import Mesh
 from modules.metrics.appearance import compare_appearance
+from modules.metrics.fidelity import FIDELITY_FAILURES
 from modules.metrics.geometry import (
     F_SCORE_THRESHOLDS,
     NUM_SAMPLES,
@@ -37,6 +38,7 @@ FAILURE_FIGURES: dict[str, float] = {
     "input_view_normal_deg": 90.0,
     "watertight": 0.0,
     "manifold": 0.0,
+    **FIDELITY_FAILURES,
 }
 """What a failed pair counts as in the summary: scores of nought, angles of 90 degrees, distances of
 the cube's side (or the largest distance of any pair, if that is larger)."""
@@ -110,7 +112,9 @@ def summarise(
             if math.isfinite(value):
                 values.setdefault(key, []).append(value)
     if not values and num_failed:
-        values = {key: [] for key in FAILURE_FIGURES if not key.startswith("input_view_")}
+        values = {
+            key: [] for key in FAILURE_FIGURES if not key.startswith(("input_view_", "decoded_"))
+        }
     for key, found in values.items():
         if key in FAILURE_FIGURES:
             worst = FAILURE_FIGURES[key]

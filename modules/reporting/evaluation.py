@@ -9,7 +9,7 @@ report.json:
     floor        the same of the truth against another sampling of itself: the best there is
     pairs        worst first: name, failed (reason or null), truth (`mesh` or `samples`), metrics,
                  floor, picture (path below the report's folder, or null)
-Keys of figures: modules/metrics/geometry.py, appearance.py and mesh_quality.py.
+Keys of figures: modules/metrics/geometry.py, appearance.py, mesh_quality.py and fidelity.py.
 """
 
 import hashlib
@@ -60,11 +60,19 @@ class Truth:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One case, ready to be scored: the prediction in the truth's frame, and figures so far."""
+    """One case, ready to be scored.
+
+    Args:
+        predicted: in the truth's frame.
+        truth: what it is judged by.
+        figures: those taken so far.
+        picture: what to show of the pair; None for views of the two meshes.
+    """
 
     predicted: Mesh
     truth: Truth
     figures: Mapping[str, float] = field(default_factory=dict)
+    picture: UInt8[ndarray, "h w c"] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,10 @@ def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) ->
     except UserError as error:
         return pair | {"failed": str(error)}
     floor = floor_figures(loaded.truth.surface, num_samples=options.num_samples, seed=options.seed)
-    write_bytes(out / picture, to_png(pair_picture(loaded.predicted, loaded.truth)))
+    drawn = loaded.picture
+    if drawn is None:
+        drawn = pair_picture(loaded.predicted, loaded.truth)
+    write_bytes(out / picture, to_png(drawn))
     return pair | {
         "truth": "samples" if loaded.truth.mesh is None else "mesh",
         "metrics": metrics | dict(loaded.figures),
