@@ -21,15 +21,16 @@ def main(config: DictConfig) -> None:
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import MANIFEST_NAME, ShardSet
     from data_pipeline.shards.writer import ShardWriter
+    from modules.latents.autoencoder_files import load_autoencoder
     from modules.latents.cache import cache_members, measure_spec, read_cache
-    from modules.latents.codec import encode_packed, load_autoencoder
+    from modules.latents.codec import encode_packed
     from modules.latents.raw_parts import RawLatents, RawPart
     from modules.latents.spec import fingerprint
     from modules.networks.text_encoder import Vocabulary
     from modules.pipelines.device import inference_device
 
     shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out)
-    autoencoder = load_autoencoder(Path(config.autoencoder))
+    autoencoder = load_autoencoder(config.autoencoder)
     name, packing = fingerprint(autoencoder), config.packing
     inputs = {"packing": packing, "autoencoder": name, "source_manifest_sha256": shard_set.sha256}
     if (out / MANIFEST_NAME).is_file() and read_cache(out).get("inputs") == inputs:

@@ -1,37 +1,17 @@
 """Images to latents and back, through any image autoencoder of diffusers."""
 
-import importlib
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from data_pipeline.contract import UserError
 from modules.latents.spec import LatentSpec, fingerprint
 
-
-def load_autoencoder(directory: Path) -> ModelMixin:
-    """Load an autoencoder that `save_pretrained` wrote, of the diffusers class that it names."""
-    path = directory / "config.json"
-    try:
-        class_name = json.loads(path.read_text("utf-8"))["_class_name"]
-        autoencoder_class: Any = getattr(importlib.import_module("diffusers"), class_name)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{directory} holds no autoencoder of diffusers ({type(error).__name__}): give the "
-            "folder `autoencoder` of a pipeline, as train.py experiment=tiny/autoencoder exports it"
-        ) from error
-    try:
-        autoencoder = autoencoder_class.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: the weights cannot be read: export them again") from error
-    return autoencoder.eval().requires_grad_(False)
+CHUNK_PX = 2**20
+"""Pixels that go through an autoencoder at a time: four images of 512 px. What bounds memory is the
+widest layer at full resolution: 256 MB a tensor in TAEF2, 512 MB in FLUX.2's autoencoder."""
 
 
 def encode_images(autoencoder: Any, images: Float[Tensor, "n 3 h w"]) -> Any:
@@ -63,15 +43,22 @@ def unpack(
 
 @torch.no_grad()
 def encode_packed(
-    autoencoder: Any, images: Float[Tensor, "*batch 3 h w"], packing: int, chunk: int = 64
+    autoencoder: Any, images: Float[Tensor, "*batch 3 h w"], packing: int, chunk_px: int = CHUNK_PX
 ) -> Float[Tensor, "*batch c hl wl"]:
-    """Return packed latents that are not normalised yet, `chunk` images at a time.
+    """Return packed latents that are not normalised yet.
+
+    Args:
+        autoencoder: of diffusers.
+        images: in [-1, 1].
+        packing: side of the square of cells that becomes one.
+        chunk_px: about so many pixels are encoded at a time.
 
     Raises:
         UserError: the images' size does not fit the packing.
     """
-    chunks = images.flatten(0, -4).split(chunk)
-    raw = torch.cat([encode_images(autoencoder, each) for each in chunks])
+    flat = images.flatten(0, -4)
+    chunk = max(1, chunk_px // flat[0, 0].numel())
+    raw = torch.cat([encode_images(autoencoder, each) for each in flat.split(chunk)])
     if raw.shape[-1] % packing:
         raise UserError(
             f"packing={packing} does not divide the {raw.shape[-1]} latent cells of "
@@ -80,13 +67,53 @@ def encode_packed(
     return pack(raw.unflatten(0, images.shape[:-3]), packing)
 
 
+@torch.no_grad()
+def decode_packed(
+    autoencoder: Any,
+    latents: Float[Tensor, "*batch c hl wl"],
+    packing: int,
+    chunk_px: int = CHUNK_PX,
+) -> Float[Tensor, "*batch 3 h w"]:
+    """Return the images of packed latents that are not normalised, clipped to [-1, 1].
+
+    Args:
+        autoencoder: of diffusers.
+        latents: as `encode_packed` gives them.
+        packing: of the latents.
+        chunk_px: about so many pixels are decoded at a time.
+    """
+    raw = unpack(latents, packing).flatten(0, -4)
+    decoded = [autoencoder.decode(raw[:1]).sample]  # tells how large the images are
+    chunk = max(1, chunk_px // decoded[0][0, 0].numel())
+    for start in range(1, len(raw), chunk):
+        decoded.append(autoencoder.decode(raw[start : start + chunk]).sample)
+    return torch.cat(decoded).unflatten(0, latents.shape[:-3]).clamp(-1.0, 1.0)
+
+
+def own_statistics(
+    autoencoder: Any,
+) -> tuple[int, Float[Tensor, " c"], Float[Tensor, " c"]] | None:
+    """Return packing, mean and std per packed channel that an autoencoder itself carries.
+
+    FLUX.2's does, as the running statistics of a batch norm; others give None.
+    """
+    norm = getattr(autoencoder, "bn", None)
+    if norm is None:
+        return None
+    return (
+        autoencoder.config.patch_size[0],
+        norm.running_mean,
+        (norm.running_var + norm.eps).sqrt(),
+    )
+
+
 class LatentCodec(nn.Module):
     """An autoencoder with the packing and normalisation of a latent spec.
 
     Args:
         autoencoder: any autoencoder of diffusers, frozen.
         spec: of latents that this very autoencoder made.
-        chunk: images that go through the autoencoder at a time.
+        chunk_px: pixels that go through the autoencoder at a time.
 
     Raises:
         UserError: the spec belongs to another autoencoder.
@@ -95,11 +122,11 @@ class LatentCodec(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, autoencoder: nn.Module, spec: LatentSpec, chunk: int = 64):
+    def __init__(self, autoencoder: nn.Module, spec: LatentSpec, chunk_px: int = CHUNK_PX):
         super().__init__()
         spec.check_autoencoder(fingerprint(autoencoder), "latent codec")
         self.autoencoder: Any = autoencoder
-        self.spec, self.chunk = spec, chunk
+        self.spec, self.chunk_px = spec, chunk_px
         for name in ("mean", "std"):
             values = torch.tensor(getattr(spec, name))[:, None, :, None, None]  # m 1 c 1 1
             self.register_buffer(name, values, persistent=False)
@@ -109,7 +136,7 @@ class LatentCodec(nn.Module):
         self, images: Float[Tensor, "b m v 3 h w"]
     ) -> Float[Tensor, "b m v c grid_h grid_w"]:
         """Encode images in [-1, 1] to packed, normalised latents."""
-        packed = encode_packed(self.autoencoder, images, self.spec.packing, self.chunk)
+        packed = encode_packed(self.autoencoder, images, self.spec.packing, self.chunk_px)
         return (packed - self.mean) / self.std
 
     @torch.no_grad()
@@ -117,7 +144,5 @@ class LatentCodec(nn.Module):
         self, latents: Float[Tensor, "b m v c grid_h grid_w"]
     ) -> Float[Tensor, "b m v 3 h w"]:
         """Decode packed, normalised latents to images, clipped to [-1, 1]."""
-        raw = unpack(latents * self.std + self.mean, self.spec.packing)
-        chunks = raw.flatten(0, 2).split(self.chunk)
-        images = torch.cat([self.autoencoder.decode(chunk).sample for chunk in chunks])
-        return images.unflatten(0, latents.shape[:3]).clamp(-1.0, 1.0)
+        raw = latents * self.std + self.mean
+        return decode_packed(self.autoencoder, raw, self.spec.packing, self.chunk_px)

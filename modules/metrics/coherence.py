@@ -75,7 +75,7 @@ def mesh_normal_deg(
         hit: where the images show the asset; compared where the mesh is hit as well.
     """
     both = mesh.hit & hit
-    return _mean(_angles_deg(mesh.normal[both], normal[both]))
+    return _mean(angles_deg(mesh.normal[both], normal[both]))
 
 
 def excess(figures: Mapping[str, float], true: Mapping[str, float]) -> dict[str, float]:
@@ -100,7 +100,7 @@ def _normal_coord_deg(images: ViewImages) -> float:
         drawn = np.cross(down[smooth], across[smooth])
         toward = _toward(camera, here[whole][smooth])
         drawn *= np.where((drawn * toward).sum(-1, keepdims=True) < 0.0, -1.0, 1.0)
-        angles.append(_angles_deg(drawn, normal[:-1, :-1][whole][smooth]))
+        angles.append(angles_deg(drawn, normal[:-1, :-1][whole][smooth]))
     return _mean(np.concatenate(angles)) if angles else float("nan")
 
 
@@ -163,7 +163,7 @@ def _cross_view(images: ViewImages) -> dict[str, float]:
             num_conflicts += int(conflict.sum())
             num_seen += int((conflict | same).sum())
             gaps["position"].append(np.linalg.norm(own[0] - theirs["coord"], axis=-1)[same])
-            gaps["normal"].append(_angles_deg(own[1][same], theirs["normal"][same]))
+            gaps["normal"].append(angles_deg(own[1][same], theirs["normal"][same]))
             gaps["rgb"].append(np.abs(own[2] - theirs["rgb"]).mean(axis=-1)[same])
     means = {name: _mean(np.concatenate(values or [[]])) for name, values in gaps.items()}
     return {
@@ -225,7 +225,7 @@ def _toward(camera: Camera, points: Float[ndarray, "n 3"]) -> Float[ndarray, "n 
     return camera.matrix[:3, 3] - points
 
 
-def _angles_deg(a: Float[ndarray, "n 3"], b: Float[ndarray, "n 3"]) -> Float[ndarray, " n"]:
+def angles_deg(a: Float[ndarray, "n 3"], b: Float[ndarray, "n 3"]) -> Float[ndarray, " n"]:
     """Return the angles between vectors of any length; 90 degrees where one is zero."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine = (a * b).sum(axis=-1) / np.maximum(lengths, 1e-12)

@@ -9,6 +9,7 @@ import numpy as np
 from data_pipeline.contract import UserError
 from modules.geometry.mesh import Mesh
 from modules.metrics.appearance import compare_appearance
+from modules.metrics.fidelity import FIDELITY_FAILURES
 from modules.metrics.geometry import (
     F_SCORE_THRESHOLDS,
     NUM_SAMPLES,
@@ -50,6 +51,7 @@ FAILURE_FIGURES: dict[str, float] = {
     "manifold": 0.0,
     "uv_coverage": 0.0,
     "uv_overlap": 1.0,
+    **FIDELITY_FAILURES,
 }
 """What a failed pair counts as in the summary: scores of nought, angles of 90 degrees, distances of
 the cube's side, one spurious component (or the largest of any pair, if that is larger)."""
@@ -156,7 +158,7 @@ def summarise(
             if math.isfinite(value):
                 values.setdefault(key, []).append(value)
     if not values and num_failed:
-        optional = ("input_view_", "lpips_")
+        optional = ("input_view_", "lpips_", "decoded_")
         values = {key: [] for key in FAILURE_FIGURES if not key.startswith(optional)}
     for key, found in values.items():
         if key in FAILURE_FIGURES:

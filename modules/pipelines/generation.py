@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_pipeline.contract import MODALITIES, UserError
-from modules.latents.codec import LatentCodec, load_autoencoder
+from modules.latents.autoencoder_files import load_autoencoder
+from modules.latents.codec import LatentCodec
 from modules.latents.spec import LatentSpec
 from modules.losses.flow import Prediction, to_velocity
 from modules.networks.denoiser import JointDenoiser

@@ -67,14 +67,16 @@ class Loaded:
     Args:
         predicted: the mesh, in the truth's frame.
         truth: what it is judged by.
-        path: its file.
+        path: its file, if it has one.
         figures: figures that are known already.
+        picture: what to show of the pair; None for views of the two meshes.
     """
 
     predicted: Mesh
     truth: Truth
-    path: Path
+    path: Path | None
     figures: Mapping[str, float] = field(default_factory=dict)
+    picture: UInt8[ndarray, "h w c"] | None = None
 
 
 @dataclass(frozen=True)
@@ -228,13 +230,16 @@ def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) ->
     except UserError as error:
         return pair | {"failed": str(error)}
     floor = floor_figures(loaded.truth.surface, num_samples=options.num_samples, seed=options.seed)
-    write_bytes(out / picture, to_png(pair_picture(loaded.predicted, loaded.truth)))
+    drawn = loaded.picture
+    if drawn is None:
+        drawn = pair_picture(loaded.predicted, loaded.truth)
+    write_bytes(out / picture, to_png(drawn))
     return pair | {
         "truth": "samples" if loaded.truth.mesh is None else "mesh",
         "metrics": metrics | dict(loaded.figures),
         "floor": floor,
         "picture": picture,
-        "mesh": str(loaded.path),
+        "mesh": loaded.path and str(loaded.path),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 
 from data_pipeline.contract import SourceFrame, UserError, layout_cameras, make_uid
@@ -64,9 +64,8 @@ def rebuild_cases(
         count: so many samples, spread over the set; None for all.
         out: folder that takes the rebuilt meshes.
     """
-    if count is not None and count < 1:
-        raise UserError(f"count={count} must be at least 1")
-    originals = {} if reference is None else _by_uid(reference)
+    chosen = spread(len(shard_set.uids), count)
+    originals = originals_by_uid(reference)
     if checkpoint is None:
         reconstruct, weights = Reconstructor.classical(), "classical"
     else:
@@ -90,20 +89,14 @@ def rebuild_cases(
             views = render_mesh(mesh, cameras, hit.shape[1])
             figures = compare_with_views(views, rgb, hit)
             figures["input_view_normal_deg"] = mesh_normal_deg(views, normal, hit)
-            if uid in originals:
-                original = load_mesh(originals[uid]).transformed(frame)
-                truth = Truth(MeshSurface(original.vertices, original.faces), original)
-            else:
-                truth = _stored_truth(sample["geometry"], rgb, hit)
+            truth = sample_truth(sample, frame, originals.get(uid))
             return Loaded(mesh, truth, out / f"{uid}.glb", figures)
 
         digest = file_digest(originals[uid]) if uid in originals else "stored samples"
         identity = f"{shard_set.sha256} {weights} {dict(settings)} {digest}"
         return Case(uid, identity, load, [out / f"{uid}.glb"])
 
-    total = len(shard_set.uids)
-    wanted = total if count is None else min(count, total)
-    return [case(k * total // wanted) for k in range(wanted)]
+    return [case(i) for i in chosen]
 
 
 def folder_digest(folder: Path) -> str:
@@ -114,21 +107,43 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _by_uid(folder: Path) -> Mapping[str, Path]:
+def originals_by_uid(folder: Path | None) -> Mapping[str, Path]:
     """Return the mesh files below a folder by the uid that `source=folder` gives them."""
+    if folder is None:
+        return {}
     if not folder.is_dir():
         raise UserError(f"reference={folder} is no folder: give that of the original assets")
     files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
     return {make_uid(path.stem): path for path in files}
 
 
-def _stored_truth(
-    geometry: Mapping[str, ndarray], rgb: Float[ndarray, "v h w 3"], hit: Bool[ndarray, "v h w"]
-) -> Truth:
-    """Return the truth that a sample itself holds: points on the surface, and the views."""
+def sample_truth(sample: Mapping[str, Any], frame: SourceFrame, original: Path | None) -> Truth:
+    """Return the truth of a decoded sample: its asset's file, or what the sample itself holds.
+
+    Args:
+        sample: as `decode_sample` gives it.
+        frame: of the sample.
+        original: file of the asset; None for the stored surface points, shown by the views.
+    """
+    if original is not None:
+        mesh = load_mesh(original).transformed(frame)
+        return Truth(MeshSurface(mesh.vertices, mesh.faces), mesh)
     points, normals = (
-        geometry[f"surface_{key}"].astype(np.float64) for key in ("position", "normal")
+        sample["geometry"][f"surface_{key}"].astype(np.float64) for key in ("position", "normal")
     )
-    rgba = np.concatenate([np.clip(rgb, 0.0, 1.0), hit[..., None]], axis=-1)
+    rgb = sample["images"][0].numpy().transpose(0, 2, 3, 1) / 2.0 + 0.5
+    rgba = np.concatenate([np.clip(rgb, 0.0, 1.0), sample["hit"].numpy()[..., None]], axis=-1)
     views: UInt8[ndarray, "v h w 4"] = np.rint(rgba * 255.0).astype(np.uint8)
     return Truth(SampledSurface(SurfaceSamples(points, normals)), None, views)
+
+
+def spread(total: int, count: int | None) -> list[int]:
+    """Return `count` indices spread over a set; all of them for None.
+
+    Raises:
+        UserError: there would be none.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"count={count} must be at least 1")
+    wanted = total if count is None else min(count, total)
+    return [k * total // wanted for k in range(wanted)]

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
+from modules.latents.autoencoder_files import load_autoencoder
 from modules.metrics.lpips import load_lpips
 from modules.metrics.scoring import ScoringOptions
+from modules.pipelines.device import inference_device
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
 from modules.reporting.folder_cases import folder_cases
+from modules.reporting.latent_cases import latent_cases
 from modules.reporting.rebuild_cases import StoredSamples, rebuild_cases
 from modules.reporting.wandb_table import log_report
 
@@ -82,9 +85,26 @@ def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
     return _score_meshes(cases, options, settings, out)
 
 
+def latents_task(settings: Settings, data: DataAccess, out: Path) -> str:
+    """Send rendered samples through an autoencoder, and score what comes back."""
+    options = _scoring_options(settings)
+    cases = latent_cases(
+        data.open_samples(Path(settings["shards"])),
+        data.decode_sample,
+        load_autoencoder(settings["autoencoder"]),
+        settings={"grid": settings["grid"], "texture_px": settings["texture_px"]},
+        options=options,
+        reference=settings["reference"] and Path(settings["reference"]),
+        count=settings["count"],
+        device=inference_device(settings["device"]),
+    )
+    return _score_meshes(cases, options, settings, out)
+
+
 TASKS = {
     "meshes": Task(("meshes", "reference"), folder_task),
     "rebuild": Task(("shards",), rebuild_task),
+    "latents": Task(("shards", "autoencoder"), latents_task),
 }
 
 
@@ -101,7 +121,7 @@ def _scoring_options(settings: Settings) -> ScoringOptions:
 def _score_meshes(
     cases: Sequence[Case], options: ScoringOptions, settings: Settings, out: Path
 ) -> str:
-    about = about_inputs(settings, "meshes", "shards", "checkpoint", "reference")
+    about = about_inputs(settings, "meshes", "shards", "autoencoder", "checkpoint", "reference")
     pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]))
     if pairs is None:
         return f"{out}: shard {settings['shard']} is done; the one that ends last writes the report"

@@ -12,8 +12,9 @@ from data_pipeline.contract import UserError
 from data_pipeline.loading.samples import LatentDataset
 from data_pipeline.shards.writer import ShardWriter
 from modules.latents import codec
+from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import read_cache
-from modules.latents.codec import LatentCodec, load_autoencoder
+from modules.latents.codec import LatentCodec
 from modules.latents.spec import LatentSpec, fingerprint
 from modules.pipelines.generation import TextTo25D
 

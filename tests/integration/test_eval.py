@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from khronos import khronos_errors
 from sphere_shards import write_sphere_shards
+from tiny_autoencoder import TinyDC
+
+from data_pipeline.loading.samples import decode_sample
+from data_pipeline.shards.manifest import ShardSet
+from modules.latents.patch_linear import start_patch_linear
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ("num_samples=3000", "num_views=2", "resolution_px=48")
@@ -133,6 +139,42 @@ def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
     assert khronos_errors(*rebuilt) == {path.name: [] for path in rebuilt}
 
 
+def test_an_autoencoder_is_judged_by_what_it_loses_and_goes_on_where_it_stopped(tmp_path):
+    shards = write_sphere_shards(tmp_path / "shards", num_samples=2, resolution_px=64)
+    images = [decode_sample(ShardSet(shards, "samples").read(i))["images"] for i in range(2)]
+    torch.manual_seed(0)
+    autoencoder = TinyDC()
+    start_patch_linear(autoencoder, torch.cat([each.flatten(0, 1) for each in images]))
+    autoencoder.save_pretrained(tmp_path / "codec")
+    out = tmp_path / "out"
+    arguments = (
+        "task=latents", f"shards={shards}", f"autoencoder={tmp_path / 'codec'}", f"out={out}",
+        "grid=48", "texture_px=128",
+    )  # fmt: skip
+    result = evaluate(*arguments)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    median = {key: figures["median"] for key, figures in report["summary"].items()}
+    assert (report["num_pairs"], report["num_failed"]) == (2, 0)
+    assert 20.0 < median["decoded_psnr_inside"] < 60.0
+    assert (
+        0.0 < median["decoded_normal_deg_inside"] < median["decoded_normal_p95_deg_inside"] < 20.0
+    )
+    assert 0.0 < median["decoded_position_inside"] < 0.05
+    assert 0.8 < median["decoded_mask_iou"] <= 1.0
+    assert median["excess_normal_coord_deg"] > 0.0
+    assert median["latent_std_normal"] > 0.0
+    assert median["f_score_0.02"] <= median["true_images_f_score_0.02"] + 0.01
+    assert median["true_images_f_score_0.02"] > 0.98
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert "2 samples through an autoencoder" in page
+    assert "| Decoded normals, inside (degrees) |" in (out / "report.md").read_text()
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    assert evaluate(*arguments).returncode == 0
+    assert drawn == {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -142,6 +184,7 @@ def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
         (["task=meshes", "meshes=/no/such", "reference=/no/such", "out=x"], "/no/such"),
         (["task=rebuild", "shards=/no/such", "out=x"], "/no/such"),
         (["task=meshes", "meshes=a", "reference=b", "out=x", "lpips_weights=/no/w"], "/no/w"),
+        (["task=latents", "shards=/no/such", "out=x"], "autoencoder=DIR"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(arguments, said):

@@ -4,13 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 import trimesh
-from analytic import ORTHO6, colored, sphere
+from analytic import ORTHO6, colored, sphere, to_images
+from diffusers import AutoencoderDC, ModelMixin
 from scipy.ndimage import gaussian_filter
+from shared_assets import WEIGHTS, needs_weights
+from tiny_autoencoder import TinyDC
 
 from data_pipeline.contract import view_layout
 from modules.geometry.rasterize import render_mesh
+from modules.latents.autoencoder_files import load_autoencoder
+from modules.latents.codec import decode_packed, encode_packed
+from modules.latents.patch_linear import start_patch_linear
 from modules.metrics.coherence import ViewImages, coherence, excess, mesh_normal_deg
+from modules.metrics.fidelity import view_images
 
 RESOLUTION_PX = 96
 
@@ -26,9 +34,9 @@ def painted():
     return colored(body, colours)
 
 
-def see(layout: str = "ortho6") -> ViewImages:
+def see(layout: str = "ortho6", resolution_px: int = RESOLUTION_PX) -> ViewImages:
     cameras = view_layout(layout)
-    views = render_mesh(painted(), cameras, RESOLUTION_PX)
+    views = render_mesh(painted(), cameras, resolution_px)
     return ViewImages(cameras, views.rgb, views.normal, views.coord, views.hit)
 
 
@@ -121,6 +129,52 @@ def test_the_more_images_are_blurred_the_less_they_agree(images, true):
     little, much = blurred(0.6), blurred(1.5)
     for name in ("normal_coord_deg", "cross_view_rgb", "reprojection_px"):
         assert 0.0 < little[name] < much[name]
+
+
+@pytest.fixture(scope="module", params=["linear", pytest.param("taef2", marks=needs_weights)])
+def round_trips(request) -> tuple[ViewImages, np.ndarray, np.ndarray]:
+    """Return true images; them after an autoencoder; and after one with noise on its latents."""
+    images = see(resolution_px=64)
+    stack = torch.from_numpy(to_images(images))
+    autoencoder = _linear_code(stack) if request.param == "linear" else load_autoencoder(WEIGHTS)
+    latents = encode_packed(autoencoder, stack, 1)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    noisy = latents + 0.5 * latents.std() * noise
+    clean, damaged = (decode_packed(autoencoder, each, 1).numpy() for each in (latents, noisy))
+    return images, clean, damaged
+
+
+def _linear_code(stack: torch.Tensor) -> ModelMixin:
+    """Return an untrained autoencoder: a quarter of the principal components of its patches."""
+    torch.manual_seed(0)
+    autoencoder: AutoencoderDC = TinyDC()
+    start_patch_linear(autoencoder, stack.flatten(0, 1))
+    return autoencoder.eval().requires_grad_(False)
+
+
+SEEN_BY = {
+    "rgb": ("cross_view_rgb",),
+    "normal": NORMALS,
+    "coord": ("normal_coord_deg", "cross_view_position", "reprojection_px"),
+}
+
+NOT_SEEN_BY = {"rgb": (*SHAPE, *NORMALS), "normal": (*SHAPE, *COLOURS), "coord": ()}
+"""Blurred edges of rgb may lie nearer to outlines; coords say which pixels are compared at all."""
+
+
+@pytest.mark.parametrize("modality", SEEN_BY)
+def test_a_vae_round_trip_is_seen_by_the_right_metric_and_in_the_right_order(round_trips, modality):
+    images, *decoded = round_trips
+    true = coherence(images)
+
+    def rise(stack: np.ndarray) -> dict[str, float]:
+        changed = getattr(view_images(stack, images.hit, images.cameras), modality)
+        return rises(images, true, **{modality: changed})
+
+    vae, corrupted = map(rise, decoded)
+    for name in SEEN_BY[modality]:
+        assert 0.0 < vae[name] < corrupted[name], name
+    assert unchanged(vae, *NOT_SEEN_BY[modality])
 
 
 def test_a_mesh_is_held_against_the_normals_of_its_images(images):

@@ -4,14 +4,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from tiny_autoencoder import TinyDC
 
 from data_pipeline.contract import UserError
+from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import cache_members, measure_spec, read_cache
-from modules.latents.codec import LatentCodec, encode_packed, load_autoencoder, pack, unpack
+from modules.latents.codec import LatentCodec, encode_packed, pack, unpack
 from modules.latents.raw_parts import RawLatents, RawPart
 from modules.latents.spec import LatentSpec, fingerprint
+from modules.latents.taef2 import TAEF2
 
 AUTOENCODERS = {
     "dc": TinyDC,
@@ -28,6 +30,15 @@ AUTOENCODERS = {
         num_encoder_blocks=(1, 1, 1),
         num_decoder_blocks=(1, 1, 1),
     ),
+    "flux2": lambda: AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+    ),
+    "taef2": lambda: TAEF2(latent_channels=6, width=8),
 }
 
 
@@ -63,9 +74,9 @@ def test_unpack_undoes_pack():
 @pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_codec_normalises_the_set_it_was_measured_on_and_decodes_what_the_autoencoder_does(kind):
     autoencoder = make_autoencoder(kind)
-    codec = LatentCodec(autoencoder, make_spec(autoencoder), chunk=5)
+    codec = LatentCodec(autoencoder, make_spec(autoencoder), chunk_px=5 * 16 * 16)
     latents = codec.encode(make_images())
-    assert latents.shape == (3, 3, 2, codec.spec.channels, 2, 2)
+    assert latents.shape[:4] == (3, 3, 2, codec.spec.channels)
     assert latents.mean(dim=(0, 2, 4, 5)).abs().max() < 1e-4
     torch.testing.assert_close(
         latents.square().mean(dim=(0, 2, 3, 4, 5)), torch.ones(3), rtol=1e-3, atol=1e-3
@@ -74,8 +85,8 @@ def test_codec_normalises_the_set_it_was_measured_on_and_decodes_what_the_autoen
     encoded = autoencoder.encode(one)
     raw = (
         encoded.latent_dist.mode()
-        if kind == "kl"
-        else (encoded.latents if kind == "tiny" else encoded.latent)
+        if kind in ("kl", "flux2")
+        else (encoded.latents if kind in ("tiny", "taef2") else encoded.latent)
     )
     expected = autoencoder.decode(raw).sample.clamp(-1.0, 1.0)
     torch.testing.assert_close(codec.decode(latents)[1, 2, 1:2], expected, rtol=1e-3, atol=1e-3)
@@ -84,7 +95,7 @@ def test_codec_normalises_the_set_it_was_measured_on_and_decodes_what_the_autoen
 def test_the_result_does_not_depend_on_the_chunk():
     autoencoder = make_autoencoder()
     spec = make_spec(autoencoder)
-    small, large = (LatentCodec(autoencoder, spec, chunk=chunk) for chunk in (1, 64))
+    small, large = (LatentCodec(autoencoder, spec, chunk_px=px) for px in (1, 2**20))
     torch.testing.assert_close(
         small.encode(make_images()), large.encode(make_images()), rtol=1e-4, atol=1e-5
     )
