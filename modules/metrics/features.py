@@ -7,7 +7,7 @@ resized by Pillow's antialiased bicubic filter. None of the weights is part of t
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +26,6 @@ Images = Sequence[UInt8[ndarray, "_ _ 3"]]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_PX = 224
-
-
-class FeatureNetwork(Protocol):
-    """What figures of sets need of a network."""
-
-    @property
-    def num_features(self) -> int:
-        """Length of a feature."""
-        ...
-
-    def features(self, images: Images) -> Float[Tensor, "b d"]:
-        """Return one feature an image, on the CPU."""
-        ...
 
 
 class ClipNetwork:
@@ -62,15 +49,19 @@ class ClipNetwork:
         """Length of an embedding."""
         return self._model.config.projection_dim
 
-    @torch.inference_mode()
+    @property
+    def side_px(self) -> int:
+        """Side of the images that the network sees."""
+        return self._model.config.vision_config.image_size
+
+    @torch.no_grad()
     def features(self, images: Images) -> Float[Tensor, "b d"]:
         """Return the embeddings of images, of unit length."""
-        side = self._model.config.vision_config.image_size
-        pixels = _pixels(images, side, CLIP_MEAN, CLIP_STD, crop=True).to(self._device)
+        pixels = _pixels(images, self.side_px, CLIP_MEAN, CLIP_STD, crop=True).to(self._device)
         embeddings = self._model.get_image_features(pixel_values=pixels).pooler_output
         return normalize(embeddings.float(), dim=-1).cpu()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "k d"]:
         """Return the embeddings of texts, of unit length; long ones are cut, see `is_cut`."""
         rows = []
@@ -109,7 +100,7 @@ class Dinov2Network:
         """Width of the class token."""
         return self._model.config.hidden_size
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, images: Images) -> Float[Tensor, "b d"]:
         """Return the class tokens of images."""
         pixels = _pixels(images, DINOV2_PX, IMAGENET_MEAN, IMAGENET_STD, crop=False)
@@ -127,9 +118,14 @@ class InceptionNetwork:
 
     num_features = 2048
 
+    @torch.no_grad()
     def __init__(self, source: str, device: torch.device) -> None:
         try:
             self._model = torch.jit.load(source, map_location=device).eval()
+            blank = torch.zeros(1, 3, 299, 299, dtype=torch.uint8, device=device)
+            shape = tuple(self._model(blank, return_features=True).shape)
+            if shape != (1, self.num_features):
+                raise ValueError(f"its features have shape {shape}")
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"inception={source} cannot be loaded ({str(error).strip().splitlines()[0]}): give "
@@ -139,7 +135,7 @@ class InceptionNetwork:
             ) from error
         self._device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, images: Images) -> Float[Tensor, "b d"]:
         """Return the features of images, those of one size in one batch."""
         sizes: dict[tuple[int, ...], list[int]] = {}
@@ -151,6 +147,9 @@ class InceptionNetwork:
             pixels = torch.from_numpy(batch.copy()).to(self._device)
             features[indices] = self._model(pixels, return_features=True).float().cpu()
         return features
+
+
+FeatureNetwork = ClipNetwork | Dinov2Network | InceptionNetwork
 
 
 def fit_image(

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 from torchmetrics.utilities.data import dim_zero_cat
 
@@ -22,33 +21,50 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 KID_SUBSETS = 100
 
 
-class _GivenFeatures(nn.Identity):
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-
-class FrechetDistance(FrechetInceptionDistance):
+class FrechetDistance(Metric):
     """Distance of the Gaussians that fit two sets of features: FID of Inception, FD of DINOv2.
 
-    Heusel et al. (2017). Sums and products only are kept. With fewer images than features the
-    covariances lack rank and the figure is biased upwards.
+    Heusel et al. (2017). Only sums are kept. With fewer images than features the covariances lack
+    rank, and the figure is biased upwards.
 
     Args:
         num_features: length of a feature.
     """
 
-    orig_dtype = torch.float64  # of a process that saw no image
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+
+    count: Tensor
+    total: Tensor
+    products: Tensor
 
     def __init__(self, num_features: int, **kwargs: Any) -> None:
-        super().__init__(feature=_GivenFeatures(num_features), **kwargs)
+        super().__init__(**kwargs)
+        shapes = {"count": (), "total": (num_features,), "products": (num_features, num_features)}
+        for name, shape in shapes.items():  # of the generated set, and of the real one
+            zeros = torch.zeros(2, *shape, dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, features: Float[Tensor, "b d"], real: bool) -> None:
-        super().update(features.double(), real)
+        features, row = features.double(), int(real)
+        self.count[row] += len(features)
+        self.total[row] += features.sum(dim=0)
+        self.products[row] += features.T @ features
 
     def compute(self) -> Tensor:
-        _check_count(2, self.real_features_num_samples, self.fake_features_num_samples)
-        return super().compute()
+        _check_count(2, self.count[1], self.count[0])
+        count = self.count[:, None, None]
+        means = self.total / self.count[:, None]
+        outer = means[:, :, None] * means[:, None, :]
+        first, second = (self.products - count * outer) / (count - 1.0)
+        # The root of A B has the trace of the root of A^1/2 B A^1/2, which is symmetric: faster to
+        # decompose, and more exactly.
+        values, vectors = torch.linalg.eigh(first)
+        root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+        shared = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0.0).sqrt().sum()
+        gap = (means[0] - means[1]).square().sum()
+        return gap + first.trace() + second.trace() - 2.0 * shared
 
 
 class _TwoSets(Metric):

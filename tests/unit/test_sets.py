@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from scipy.linalg import sqrtm
-from tiny_networks import save_clip, save_dinov2, save_inception
+from tiny_networks import NUM_INCEPTION_FEATURES, save_clip, save_dinov2, save_inception
 from torch.multiprocessing import start_processes
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from data_pipeline.contract import UserError
@@ -55,13 +56,28 @@ def test_a_shift_of_gaussians_is_the_square_of_its_length():
     assert float(wide) == pytest.approx(float(mean.square().sum() + covariance.trace()), rel=1e-5)
 
 
-def test_the_frechet_distance_is_that_of_scipy():
+def test_the_frechet_distance_is_that_of_scipy_and_of_torchmetrics():
     real, generated = draw(60).double(), draw(45, seed=1, shift=0.4).double() ** 3
     first, second = np.cov(real.T.numpy()), np.cov(generated.T.numpy())
     gap = (real.mean(0) - generated.mean(0)).square().sum()
     expected = float(gap) + np.trace(first + second - 2.0 * np.real(sqrtm(first @ second)))
     found = measured(FrechetDistance(6), real, generated)
     assert float(found) == pytest.approx(expected, rel=1e-8)
+    network = torch.nn.Identity()
+    network.num_features = 6
+    theirs = measured(FrechetInceptionDistance(feature=network), real, generated)
+    assert float(found) == pytest.approx(float(theirs), rel=1e-8)
+
+
+def test_covariances_that_lack_rank_give_a_distance_all_the_same():
+    real, generated = draw(5, 40).double(), draw(7, 40, seed=1).double()
+    first, second = np.cov(real.T.numpy()), np.cov(generated.T.numpy())
+    # the eigenvalues of A B, of which all but a few are nought
+    root = np.sqrt(np.abs(np.linalg.eigvals(first @ second)))
+    expected = float((real.mean(0) - generated.mean(0)).square().sum())
+    expected += np.trace(first + second) - 2.0 * root[root > 1e-6].sum()
+    found = measured(FrechetDistance(40), real, generated)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_kernel_distance_is_that_of_plain_loops_and_of_torchmetrics():
@@ -174,15 +190,19 @@ def test_clip_embeds_images_and_texts_at_unit_length(tmp_path):
     assert network.text_features(["word " * 30]).shape == (1, 8)
 
 
-def test_dinov2_gives_the_class_token_and_inception_takes_images_as_they_are(tmp_path):
+def test_dinov2_gives_the_class_token_and_inception_takes_images_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(InceptionNetwork, "num_features", NUM_INCEPTION_FEATURES)
     images = [np.full((20, 30, 3), 255, np.uint8), np.zeros((16, 16, 3), np.uint8)]
     dinov2 = Dinov2Network(str(save_dinov2(tmp_path / "dinov2")), CPU)
     assert dinov2.features(images).shape == (2, dinov2.num_features)
     inception = InceptionNetwork(str(save_inception(tmp_path / "inception.pt")), CPU)
     features = inception.features([*images, images[0]])
-    assert features.shape == (3, 2048)
+    assert features.shape == (3, NUM_INCEPTION_FEATURES)
     assert torch.equal(features[0], features[2])
     assert not torch.equal(features[0], features[1])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="shape"):
+        InceptionNetwork(str(tmp_path / "inception.pt"), CPU)
 
 
 def test_an_image_is_cropped_to_its_central_square_and_resized_as_pillow_does():
