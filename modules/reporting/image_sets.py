@@ -1,7 +1,6 @@
 """Images against their prompts, and a set of images against another."""
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ from modules.reporting.image_folder import ImageFolder, ViewOptions, file_name
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import side_by_side, to_png
 from modules.reporting.rebuild_cases import folder_digest
-
-log = logging.getLogger(__name__)
 
 NETWORKS = {"clip": ClipNetwork, "dinov2": Dinov2Network, "inception": InceptionNetwork}
 
@@ -225,8 +222,6 @@ def compare_sets(
     absent = [name for names in SET_FIGURES.values() for name in names if name not in figures]
     if absent:
         notes.append(f"Left out, as their network was not named: {', '.join(absent)}.")
-    for note in notes:
-        log.warning(note)
     return {"num_images": counts[0], "num_reference_images": counts[1], "figures": figures}, notes
 
 
