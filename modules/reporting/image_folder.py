@@ -14,7 +14,7 @@ from numpy import ndarray
 from PIL import Image
 
 from data_pipeline.contract import UserError
-from modules.geometry.mesh import load_mesh
+from modules.geometry.mesh import ColoredMesh, load_mesh
 from modules.metrics.appearance import unseen_cameras
 from modules.reporting.evaluation import code_digest
 from modules.reporting.folder_cases import SUFFIXES, file_digest, named_files
@@ -89,7 +89,7 @@ class ImageFolder:
         key = hashlib.sha256(kind.encode()).hexdigest()[:24]
         paths = [self._cache / f"{key}-{i:02d}.png" for i in range(self._options.num_views)]
         if not all(path.is_file() for path in paths):
-            mesh = in_unit_cube(load_mesh(file))
+            mesh = _filling(load_mesh(file), file)
             cameras = unseen_cameras(self._options.num_views)
             views = shaded_views(mesh, cameras, self._options.resolution_px)
             for path, view in zip(paths, views, strict=True):
@@ -109,6 +109,13 @@ class ImageFolder:
         images = each()
         while batch := list(islice(images, size)):
             yield batch
+
+
+def _filling(mesh: ColoredMesh, file: Path) -> ColoredMesh:
+    try:
+        return in_unit_cube(mesh)
+    except ValueError as error:  # it has no face, or no extent
+        raise UserError(f"{file.name} cannot be normalised: {error}") from error
 
 
 def read_image(path: Path) -> UInt8[ndarray, "h w 3"]:

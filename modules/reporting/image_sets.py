@@ -92,7 +92,7 @@ def name_prompts(rows: Iterable[tuple[str, str | None]], folder: ImageFolder) ->
         folder: the images.
 
     Raises:
-        UserError: a name has two rows, or no row names a file in the folder.
+        UserError: a name has two rows, no row names a file in the folder, or none has a caption.
     """
     prompts: dict[str, str] = {}
     for file, caption in rows:
@@ -105,6 +105,8 @@ def name_prompts(rows: Iterable[tuple[str, str | None]], folder: ImageFolder) ->
             f"no row of prompts names a file in the folder (first are {min(prompts, default='-')} "
             f"and {min(folder.files)}): they are matched by name without folder and suffix"
         )
+    if not any(prompts.values()):
+        raise UserError("no row of prompts has a caption: name the column caption")
     return prompts
 
 

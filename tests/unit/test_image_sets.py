@@ -42,7 +42,7 @@ def networks(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory) -> Path:
-    """Three meshes that can be read and one that cannot; colours differ."""
+    """Three meshes that can be shown and two that cannot."""
     folder = tmp_path_factory.mktemp("meshes")
     for name, mesh in {
         "ball": trimesh.creation.icosphere(2, 7.0),
@@ -52,6 +52,10 @@ def meshes(tmp_path_factory) -> Path:
         mesh.apply_translation([40.0, 0.0, 0.0])
         mesh.export(folder / f"{name}.glb")
     (folder / "broken.glb").write_bytes(b"glTF")
+    (folder / "empty.ply").write_text(
+        "ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\n"
+        "property float z\nelement face 0\nproperty list uchar int vertex_indices\nend_header\n"
+    )
     return folder
 
 
@@ -59,7 +63,7 @@ def meshes(tmp_path_factory) -> Path:
 def prompts(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.csv"
     rows = "ball.glb,a ball\nsome/folder/box.ply,a box\ncafé v1.5,a cup\nbroken.glb,a thing\n"
-    path.write_text(f"file,caption\n{rows}absent.glb,a ball\n", "utf-8")
+    path.write_text(f"file,caption\n{rows}empty,a void\nabsent.glb,a ball\n", "utf-8")
     return path
 
 
@@ -71,15 +75,15 @@ def test_meshes_are_scored_against_prompts_and_what_has_no_partner_is_named(
     report = evaluate(out, *given)
     pairs = {pair["name"]: pair for pair in report["pairs"]}
     failed = {name for name, pair in pairs.items() if pair["failed"] is not None}
-    assert failed == {"broken", "absent"}
-    assert (report["num_pairs"], report["num_failed"]) == (5, 2)
+    assert failed == {"broken", "absent", "empty"}
+    assert (report["num_pairs"], report["num_failed"]) == (6, 3)
     assert "no file" in pairs["absent"]["failed"]
     assert pairs["café v1.5"]["prompt"] == "a cup"
     scores = [pair["metrics"]["clip_score"] for pair in report["pairs"]]
     assert report["summary"]["clip_score"]["mean"] == pytest.approx(np.mean(scores))
     assert sorted(report["summary"]) == ["clip_score", "r_precision"]
-    assert sum(score == 0.0 for score in scores) >= 2  # failures count
-    assert report["about"]["candidates"] == "4 distinct prompts"
+    assert sum(score == 0.0 for score in scores) >= 3  # failures count
+    assert report["about"]["candidates"] == "5 distinct prompts"
     assert report["sets"] is None
     assert "cameras" in report["options"]
     assert report["options"]["background"] == "white"
@@ -92,7 +96,7 @@ def test_meshes_are_scored_against_prompts_and_what_has_no_partner_is_named(
     assert evaluate(out, *given)["pairs"] == report["pairs"]
     assert views == {path: path.stat().st_mtime_ns for path in (out / "views").iterdir()}
     same = compare_files(out / "report.json", out / "report.json", resamples=99, seed=0)
-    rows = [line for line in same.splitlines() if line.endswith("| 5 |")]  # failed pairs, too
+    rows = [line for line in same.splitlines() if line.endswith("| 6 |")]  # failed pairs, too
     assert [row.split("|")[1].strip() for row in rows] == ["CLIP score", "R-precision"]
     assert len(same.splitlines()) == 4
 
@@ -101,10 +105,10 @@ def test_a_mesh_without_prompt_is_a_failure(meshes, networks, tmp_path):
     (tmp_path / "some.jsonl").write_text('{"file": "ball", "caption": "a ball"}\n')
     given = (f"meshes={meshes}", f"prompts={tmp_path}/some.jsonl", f"clip={networks['clip']}")
     report = evaluate(tmp_path / "out", *given)
-    assert report["num_failed"] == 3
+    assert report["num_failed"] == 4
     (ball,) = (pair for pair in report["pairs"] if pair["failed"] is None)
     assert ball["metrics"]["r_precision"] == 1.0  # the only candidate
-    assert report["summary"]["r_precision"]["mean"] == 0.25
+    assert report["summary"]["r_precision"]["mean"] == 0.2
 
 
 def test_a_set_against_itself_is_at_nought_and_warnings_are_told(meshes, networks, tmp_path):
@@ -145,19 +149,22 @@ def test_images_are_compared_with_meshes_and_only_by_the_networks_named(meshes, 
         ([], "prompts=FILE"),
         (["prompts=P"], "needs clip="),
         (["reference_images=M"], "needs a network"),
-        (["reference_images=M", "inception=I", "kid_subset_size=99"], "kid_subset_size=6"),
+        (["reference_images=M", "inception=I", "kid_subset_size=99"], "kid_subset_size=7"),
         (["prompts=P", "clip=C", "reference=M"], "reference_images"),
         (["prompts=P", "clip=/no/such"], "/no/such"),
         (["prompts=OTHER", "clip=C"], "no row of prompts"),
         (["prompts=TWICE", "clip=C"], "two rows"),
+        (["prompts=BARE", "clip=C"], "no row of prompts has a caption"),
     ],
 )
 def test_what_is_missing_is_told(given, said, meshes, prompts, networks, tmp_path):
     (tmp_path / "other.csv").write_text("file,caption\nx.glb,a chair\n")
+    (tmp_path / "bare.csv").write_text("file,prompt\nball.glb,a\n")
     (tmp_path / "twice.csv").write_text("file,caption\nball.glb,a\nball.obj,b\n")
     paths = {
         "P": prompts, "M": meshes, "C": networks["clip"], "I": networks["inception"],
         "OTHER": tmp_path / "other.csv", "TWICE": tmp_path / "twice.csv",
+        "BARE": tmp_path / "bare.csv",
     }  # fmt: skip
     pairs = (text.split("=") for text in given)
     with pytest.raises(UserError, match=said):
