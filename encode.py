@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from data_pipeline.command_line import run
+from data_pipeline.contract import UserError
+
+STATISTICS = ("set", "autoencoder")
 
 
 def main(config: DictConfig) -> None:
@@ -22,7 +25,7 @@ def main(config: DictConfig) -> None:
     from data_pipeline.shards.manifest import MANIFEST_NAME, ShardSet
     from data_pipeline.shards.writer import ShardWriter
     from modules.latents.autoencoder_files import load_autoencoder
-    from modules.latents.cache import cache_members, measure_spec, read_cache
+    from modules.latents.cache import cache_members, measure_spec, own_spec, read_cache
     from modules.latents.codec import encode_packed
     from modules.latents.raw_parts import RawLatents, RawPart
     from modules.latents.spec import fingerprint
@@ -32,7 +35,11 @@ def main(config: DictConfig) -> None:
     shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out)
     autoencoder = load_autoencoder(config.autoencoder)
     name, packing = fingerprint(autoencoder), config.packing
+    if config.statistics not in STATISTICS:
+        raise UserError(f"statistics={config.statistics}: choose one of {', '.join(STATISTICS)}")
     inputs = {"packing": packing, "autoencoder": name, "source_manifest_sha256": shard_set.sha256}
+    if config.statistics != "set":
+        inputs["statistics"] = config.statistics
     if (out / MANIFEST_NAME).is_file() and read_cache(out).get("inputs") == inputs:
         print(f"{out}: encoded already")
         return
@@ -48,7 +55,10 @@ def main(config: DictConfig) -> None:
         uids, captions = ([meta[key] for meta in metas] for key in ("uid", "captions"))
         latents = encode_packed(autoencoder, images, packing)
         done.write(start, RawPart(uids, captions, latents))
-    spec = measure_spec(done, packing=packing, autoencoder=name)
+    if config.statistics == "autoencoder":
+        spec = own_spec(done, autoencoder)
+    else:
+        spec = measure_spec(done, packing=packing, autoencoder=name)
     texts = (text for part in done for sample in part.captions for text in sample)
     vocabulary = Vocabulary.from_captions(texts, config.max_words)
     with ShardWriter(out, "latents", config.samples_per_shard) as writer:

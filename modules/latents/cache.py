@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.contract import CONVENTIONS_VERSION, UserError
+from data_pipeline.contract import CONVENTIONS_VERSION, MODALITIES, UserError
+from modules.latents.codec import own_statistics
 from modules.latents.raw_parts import RawPart
-from modules.latents.spec import LatentSpec
+from modules.latents.spec import LatentSpec, fingerprint
 
 
 def read_cache(directory: Path) -> dict[str, Any]:
@@ -67,6 +68,39 @@ def measure_spec(parts: Iterable[RawPart], *, packing: int, autoencoder: str) ->
         autoencoder=autoencoder,
         num_views=shape[2],
         grid=shape[-1],
+    )
+
+
+def own_spec(parts: Iterable[RawPart], autoencoder: Any) -> LatentSpec:
+    """Return the spec of a set by the statistics that the autoencoder carries (FLUX.2's does).
+
+    Args:
+        parts: the set, packed as the autoencoder's statistics are.
+        autoencoder: what encoded it.
+
+    Raises:
+        UserError: the autoencoder carries none, the packing is another, or the set is empty.
+    """
+    own = own_statistics(autoencoder)
+    if own is None:
+        raise UserError(
+            f"{type(autoencoder).__name__} carries no statistics of its latents: leave out "
+            "statistics=autoencoder"
+        )
+    first = next(iter(parts), None)
+    if first is None:
+        raise UserError("there is no sample to encode: render and pack some first")
+    packing, mean, std = own
+    if first.latents.shape[3] != len(mean):
+        raise UserError(f"the autoencoder's statistics are of packing={packing}: give that")
+    return LatentSpec(
+        packing=packing,
+        mean=[mean.tolist()] * len(MODALITIES),
+        std=[std.tolist()] * len(MODALITIES),
+        origin="running statistics of the autoencoder's batch norm",
+        autoencoder=fingerprint(autoencoder),
+        num_views=first.latents.shape[2],
+        grid=first.latents.shape[-1],
     )
 
 

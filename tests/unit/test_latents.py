@@ -9,7 +9,7 @@ from tiny_autoencoder import TinyDC
 
 from data_pipeline.contract import UserError
 from modules.latents.autoencoder_files import load_autoencoder
-from modules.latents.cache import cache_members, measure_spec, read_cache
+from modules.latents.cache import cache_members, measure_spec, own_spec, read_cache
 from modules.latents.codec import LatentCodec, encode_packed, pack, unpack
 from modules.latents.raw_parts import RawLatents, RawPart
 from modules.latents.spec import LatentSpec, fingerprint
@@ -108,6 +108,31 @@ def test_statistics_do_not_depend_on_how_the_set_is_cut_into_batches():
     cut = measure_spec(parts[1:], packing=2, autoencoder="")
     np.testing.assert_allclose(whole.mean, cut.mean, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.std, cut.std, rtol=1e-4)
+
+
+def test_flux2_latents_are_normalised_as_its_own_pipeline_does_it():
+    autoencoder = make_autoencoder("flux2")
+    autoencoder.bn.running_mean.uniform_(-0.5, 0.5)
+    autoencoder.bn.running_var.uniform_(0.5, 2.0)
+    spec = own_spec([make_part(autoencoder, make_images())], autoencoder)
+    codec = LatentCodec(autoencoder, spec)
+    one = make_images()[:1, 1, :1]
+    latents = codec.encode(make_images())[:1, 1, 0]
+    raw = autoencoder.encode(one[:, 0]).latent_dist.mode()
+    # As Flux2Pipeline._patchify_latents and _encode_vae_image have it
+    cells = raw.view(1, 4, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 16, 2, 2)
+    mean, variance = autoencoder.bn.running_mean, autoencoder.bn.running_var
+    std = (variance + autoencoder.config.batch_norm_eps).sqrt()
+    expected = (cells - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_that_an_autoencoder_does_not_carry_or_pack_so_are_refused():
+    parts = [make_part(make_autoencoder(), make_images())]
+    with pytest.raises(UserError, match="AutoencoderDC carries no statistics"):
+        own_spec(parts, make_autoencoder())
+    with pytest.raises(UserError, match="of packing=2"):
+        own_spec(parts, make_autoencoder("flux2"))
 
 
 def test_a_spec_survives_a_file_bit_for_bit(tmp_path):
