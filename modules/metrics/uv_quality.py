@@ -10,6 +10,9 @@ from modules.geometry.spans import triangle_spans
 UV_SIDE_PX = 1024
 """Points along each side of the unit square at which coverage is looked up."""
 
+FACES_AT_ONCE = 2048
+"""Bounds the memory where every face covers its whole texture: half a gigabyte."""
+
 
 def uv_quality(mesh: Mesh) -> dict[str, float]:
     """Return `uv_coverage` and `uv_overlap`, over all textures of a mesh.
@@ -31,9 +34,11 @@ def uv_quality(mesh: Mesh) -> dict[str, float]:
 def _coverage(mesh: Mesh, texture: int) -> Int[ndarray, "h w"]:
     """Return how many faces of one texture cover each point, row 0 at v = 0."""
     corners = mesh.corner_uv[mesh.face_texture == texture]
+    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
     corners = corners - np.floor(corners.min(axis=1, keepdims=True))
-    spans = triangle_spans(corners * UV_SIDE_PX, UV_SIDE_PX)
     steps = np.zeros((UV_SIDE_PX, UV_SIDE_PX + 1), dtype=np.int64)
-    np.add.at(steps, (spans.row, spans.start), 1)
-    np.add.at(steps, (spans.row, spans.end), -1)
+    for first in range(0, len(corners), FACES_AT_ONCE):
+        spans = triangle_spans(corners[first : first + FACES_AT_ONCE] * UV_SIDE_PX, UV_SIDE_PX)
+        np.add.at(steps, (spans.row, spans.start), 1)
+        np.add.at(steps, (spans.row, spans.end), -1)
     return np.cumsum(steps, axis=1)[:, :-1]

@@ -234,6 +234,8 @@ def test_texture_coverage_and_overlap_of_known_charts():
     area = trimesh.triangles.area(np.pad(atlas.uv, ((0, 0), (0, 1)))[atlas.faces]).sum()
     assert figures["uv_coverage"] == pytest.approx(area, abs=2e-3)
     assert figures["uv_overlap"] == 0.0
+    square[0] = np.nan  # a corner of both faces
+    assert uv_quality(textured(square, two))["uv_coverage"] == 0.0
     bare = uv_quality(colored(ball))
     assert np.isnan([bare["uv_coverage"], bare["uv_overlap"]]).all()
 
