@@ -7,7 +7,8 @@ Every method reads the true images of every sample; its surface is judged agains
 asset (the file of REFERENCE whose name gives the uid) by `modules.metrics.scoring.score`. Each
 rebuild runs in a process of its own on one thread: seconds are of CPU, memory is what the process
 took beyond what it held before. Ours unwrap and bake a texture too; the peers make a bare surface.
-OUT takes one line a sample and method; lines that are there already are not computed again.
+OUT takes one line a sample and method; lines that are there already are not computed again, and
+several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints all.
 
 Methods: `classical-G` and `refined-G` (with --pipeline; grid of G cells), `poisson-D` and
 `poisson-D-trimmed` (depth D; needs Open3D, see rebuild_peers.py), `tsdf-G`.
@@ -47,6 +48,7 @@ from modules.metrics.geometry import MeshSurface, SurfaceSamples, floor_figures
 from modules.metrics.scoring import FAILURE_FIGURES, ScoringOptions, score, summarise
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.environment import describe_environment
+from modules.reporting.evaluation import Shard
 from modules.reporting.folder_cases import SUFFIXES
 
 METHODS = (
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--meshes", type=Path, help="folder that takes every surface as PLY")
+    parser.add_argument("--part", type=Shard.parse, default=Shard(), help="0/2: of two processes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     methods = [m for m in arguments.methods if arguments.pipeline or not m.startswith("refined")]
@@ -96,10 +99,10 @@ def main() -> None:
         load_open3d()
     files = sorted(p for p in arguments.reference.rglob("*") if p.suffix.lower() in SUFFIXES)
     originals = {make_uid(path.stem): path for path in files}
-    rows = _read(arguments.out)
+    rows, part = _read(arguments.out), arguments.part
     for shards in arguments.shards:
         shard_set = ShardSet(shards, "samples")
-        for i, uid in enumerate(shard_set.uids):
+        for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
             if uid not in originals:
                 raise SystemExit(f"{arguments.reference} holds no original of {uid}")
             wanted = [m for m in (FLOOR, *methods) if (shards.name, uid, m) not in rows]
@@ -116,6 +119,7 @@ def main() -> None:
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(names | {"figures": figures}) + "\n")
             print(shards.name, uid, flush=True)
+    rows = _read(arguments.out)
     print("\n" + ", ".join(f"{k} {v}" for k, v in describe_environment().items()))
     for shards in arguments.shards:
         print(f"\n{shards.name}\n")
