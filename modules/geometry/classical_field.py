@@ -282,6 +282,8 @@ def estimate_noise(observation: Observation) -> float:
 
     A lifted point lies in front of nothing that another view saw, and on no view's background, but
     for errors: the upper quartile of those trespasses, a pixel of grace given, is the estimate.
+    A sheet whose two sides were seen is there, whatever another view looks through: seen from its
+    edge it may hit no pixel.
     """
     position, view, spacing = observation.position, observation.view, observation.spacing
     trespass = np.zeros(len(position))
@@ -297,7 +299,22 @@ def estimate_noise(observation: Observation) -> float:
         amount = np.where(np.isfinite(closest), closest - depth, outside)
         amount[np.isneginf(closest)] = 0.0  # a view that cannot tell contradicts nothing
         trespass[own] = np.maximum(trespass[own], amount)
+    doubted = np.flatnonzero(trespass > 0.0)
+    trespass[doubted[_on_sheet(observation, doubted)]] = 0.0
     return float(np.percentile(trespass, 75)) if len(trespass) else 0.0
+
+
+def _on_sheet(observation: Observation, chosen: Int[ndarray, " q"]) -> Bool[ndarray, " q"]:
+    """Return which of some lifted points have one that faces the other way within 1.5 spacings."""
+    position, normal = observation.position, observation.normal
+    ranks = list(range(1, min(8, len(position)) + 1))
+    reach = 1.5 * observation.spacing
+    distance, index = _query(
+        cKDTree(position), position[chosen], k=ranks, distance_upper_bound=reach
+    )
+    found = np.isfinite(distance)
+    facing = np.einsum("qkc,qc->qk", normal[np.where(found, index, 0)], normal[chosen])
+    return (found & (facing < -0.5)).any(axis=1)
 
 
 def _query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:

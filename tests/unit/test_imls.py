@@ -116,3 +116,17 @@ def test_no_points_at_all_are_an_error():
     images, hit = observe(sphere(), 32)
     with pytest.raises(ValueError, match="no field"):
         ClassicalField(lift(images, ORTHO6, np.zeros_like(hit)))
+
+
+def test_a_slanted_sheet_thinner_than_a_pixel_is_no_contradiction():
+    """From its edge it hits no pixel of two views, which look through it: it is there all the same.
+
+    The body beside it is what those views do see.
+    """
+    sheet = trimesh.creation.box(extents=(0.8, 0.5, 1e-3))
+    sheet.apply_transform(trimesh.transformations.rotation_matrix(0.3, [0, 1, 0]))
+    handle = trimesh.creation.box(extents=(0.06, 0.06, 0.06))
+    handle.apply_translation([-0.42, 0.0, 0.13])
+    images, hit = observe(flat_colored(trimesh.util.concatenate([sheet, handle])))
+    assert hit[0].sum() < 0.2 * hit[4].sum()  # the front view misses most of it
+    assert estimate_noise(lift(images, ORTHO6, hit)) == 0.0

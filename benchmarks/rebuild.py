@@ -1,0 +1,321 @@
+"""Rebuild rendered samples by our methods and by two classical peers: one table, one scoring code.
+
+    python benchmarks/rebuild.py shards/64 shards/128 --reference ORIGINALS \
+        --pipeline runs/demo/pipeline --out rebuild.jsonl
+
+Every method reads the true images of every sample; its surface is judged against the original
+asset (the file of REFERENCE whose name gives the uid) by `modules.metrics.scoring.score`. Each
+rebuild runs in a process of its own on one thread: seconds are of CPU, memory is what the process
+took beyond what it held before. Ours unwrap and bake a texture too; the peers make a bare surface.
+OUT takes one line a sample and method; lines that are there already are not computed again, and
+several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints all.
+
+Methods: `classical-G` and `refined-G` (with --pipeline; grid of G cells), `poisson-D` and
+`poisson-D-trimmed` (depth D; needs Open3D, see rebuild_peers.py), `tsdf-G`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import igl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rebuild_peers import Shape, load_open3d, poisson, tsdf
+
+from data_pipeline.contract import (
+    Camera,
+    SourceFrame,
+    UserError,
+    layout_cameras,
+    make_uid,
+)
+from data_pipeline.loading.samples import decode_sample
+from data_pipeline.shards.manifest import ShardSet
+from modules.geometry.lift import lift
+from modules.geometry.mesh import Mesh, load_mesh
+from modules.geometry.rasterize import RayScene
+from modules.metrics.geometry import MeshSurface, SurfaceSamples, floor_figures
+from modules.metrics.scoring import FAILURE_FIGURES, ScoringOptions, score, summarise
+from modules.pipelines.reconstruction import Reconstructor
+from modules.reporting.environment import describe_environment
+from modules.reporting.evaluation import Shard
+from modules.reporting.folder_cases import SUFFIXES
+
+METHODS = (
+    "classical-96", "classical-192", "refined-96", "poisson-6", "poisson-7", "poisson-8",
+    "poisson-7-trimmed", "tsdf-128",
+)  # fmt: skip
+FLOOR = "floor"
+TRIM = 0.02  # of the vertices
+LEAST_UNSEEN = 0.001  # share of the surface: below, an asset has no recall of what is unseen
+COLUMNS = {
+    "f_score_0.005": "F@.005",
+    "f_score_0.01": "F@.01",
+    "f_score_0.02": "F@.02",
+    "chamfer_l1": "mean distance",
+    "normal_consistency": "normals",
+    "outer_recall_0.01": "outer recall@.01",
+    "outer_f_score_0.01": "outer F@.01",
+    "unseen_recall_0.01": "unseen recall@.01",
+    "unseen_recall_0.02": "unseen recall@.02",
+    "watertight": "watertight",
+    "cpu_s": "CPU s",
+    "peak_mb": "peak MB",
+}
+LESS_IS_BETTER = ("chamfer_l1", "cpu_s", "peak_mb")
+WORST = FAILURE_FIGURES | {
+    "outer_f_score_0.01": 0.0,
+    "unseen_recall_0.01": 0.0,
+    "unseen_recall_0.02": 0.0,
+}
+
+
+def main() -> None:
+    """Rebuild, score, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--pipeline", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--meshes", type=Path, help="folder that takes every surface as PLY")
+    parser.add_argument("--part", type=Shard.parse, default=Shard(), help="0/2: of two processes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    methods = [m for m in arguments.methods if arguments.pipeline or not m.startswith("refined")]
+    if any(method.startswith("poisson") for method in methods):
+        load_open3d()
+    files = sorted(p for p in arguments.reference.rglob("*") if p.suffix.lower() in SUFFIXES)
+    originals = {make_uid(path.stem): path for path in files}
+    rows, part = _read(arguments.out), arguments.part
+    for shards in arguments.shards:
+        shard_set = ShardSet(shards, "samples")
+        for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
+            if uid not in originals:
+                raise SystemExit(f"{arguments.reference} holds no original of {uid}")
+            wanted = [m for m in (FLOOR, *methods) if (shards.name, uid, m) not in rows]
+            rebuilt = {
+                method: _in_child(_rebuild, shard_set, i, method, arguments.pipeline)
+                for method in wanted
+                if method != FLOOR
+            }
+            meshes = arguments.meshes and arguments.meshes / shards.name
+            scored = _in_child(_score, shard_set, i, originals[uid], wanted, rebuilt, meshes)
+            for method, figures in scored.items():
+                rows[shards.name, uid, method] = figures
+                names = {"set": shards.name, "uid": uid, "method": method}
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(names | {"figures": figures}) + "\n")
+            print(shards.name, uid, flush=True)
+    rows = _read(arguments.out)
+    print("\n" + ", ".join(f"{k} {v}" for k, v in describe_environment().items()))
+    for shards in arguments.shards:
+        print(f"\n{shards.name}\n")
+        print_table({k[1:]: v for k, v in rows.items() if k[0] == shards.name}, methods)
+
+
+def print_table(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str]) -> None:
+    """Print median and the worse of p10 and p90 of every figure; failures count as the worst.
+
+    Args:
+        rows: figures by uid and method.
+        methods: which, in this order; the floor comes last.
+    """
+    print("| method | " + " | ".join(COLUMNS.values()) + " | failed |")
+    print("|---|" + "---|" * (len(COLUMNS) + 1))
+    for method in (*methods, FLOOR):
+        own = [figures for (_, name), figures in rows.items() if name == method]
+        if not own:
+            continue
+        summary = summarise([WORST if "failed" in figures else figures for figures in own])
+        cells = []
+        for key in COLUMNS:
+            if key not in summary:
+                cells.append("")
+                continue
+            values = summary[key]
+            worse = values["p90" if key in LESS_IS_BETTER else "p10"]
+            digits = 4 if key == "chamfer_l1" else 0 if key == "peak_mb" else 3
+            if key == "watertight":
+                cells.append(f"{values['mean']:.2f}")
+            elif key == "cpu_s":
+                cells.append(f"{values['median']:.1f}, {worse:.1f}")
+            else:
+                cells.append(f"{values['median']:.{digits}f}, {worse:.{digits}f}")
+        failed = sum("failed" in figures for figures in own)
+        print(f"| {method} | {' | '.join(cells)} | {failed} |")
+
+
+def _rebuild(shard_set: ShardSet, i: int, method: str, pipeline: Path | None) -> dict[str, Any]:
+    """Return a method's surface of a sample, and what it took; or why it failed."""
+    members = shard_set.read(i)
+    cameras = layout_cameras(json.loads(members["meta.json"]))
+    rebuild = _rebuilder(method, decode_sample(members), cameras, pipeline)
+    _reset_peak()
+    before, start = _memory_mb("VmRSS"), time.process_time()
+    try:
+        mesh = rebuild()
+    except (UserError, RuntimeError, ValueError, IndexError) as error:
+        return {"failed": str(error) or type(error).__name__}
+    took = {"cpu_s": time.process_time() - start, "peak_mb": _memory_mb("VmHWM") - before}
+    return {"vertices": mesh.vertices, "faces": mesh.faces, "took": took}
+
+
+def _score(
+    shard_set: ShardSet,
+    i: int,
+    original: Path,
+    wanted: list[str],
+    rebuilt: dict[str, dict[str, Any]],
+    meshes: Path | None,
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of every rebuild of one sample, and of the floor if wanted."""
+    meta = json.loads(shard_set.read(i)["meta.json"])
+    frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
+    truth = load_mesh(original).transformed(frame)
+    surface, options = _Reference(truth.vertices, truth.faces), ScoringOptions()
+    unseen = surface.unseen(layout_cameras(meta), options)
+    scored: dict[str, dict[str, Any]] = {}
+    for method in wanted:
+        found = rebuilt.get(method, {})
+        if "failed" in found:
+            scored[method] = found
+            continue
+        if method == FLOOR:
+            mesh, figures = truth, floor_figures(surface, num_samples=options.num_samples)
+        else:
+            mesh = Shape(found["vertices"], found["faces"])
+            if meshes is not None:
+                (meshes / method).mkdir(parents=True, exist_ok=True)
+                path = meshes / method / f"{meta['uid']}.ply"
+                igl.write_triangle_mesh(str(path), mesh.vertices, mesh.faces)
+            try:
+                figures = score(mesh, surface, None, options) | found["took"]
+            except UserError as error:
+                scored[method] = {"failed": str(error)}
+                continue
+        precision, recall = figures["precision_0.01"], figures["outer_recall_0.01"]
+        figures["outer_f_score_0.01"] = 2.0 * precision * recall / max(precision + recall, 1e-9)
+        figures["unseen_share"] = len(unseen) / options.num_samples
+        if figures["unseen_share"] >= LEAST_UNSEEN:
+            distance, _ = MeshSurface(mesh.vertices, mesh.faces).nearest(unseen)
+            for threshold in (0.01, 0.02):
+                figures[f"unseen_recall_{threshold}"] = float((distance <= threshold).mean())
+        scored[method] = figures
+    return scored
+
+
+class _Reference(MeshSurface):
+    """An original, whose outer visible surface is found once for all methods."""
+
+    def __init__(self, vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> None:
+        super().__init__(vertices, faces)
+        self._outer: dict[bytes, NDArray[np.bool_]] = {}
+
+    def visible_from_outside(self, samples: SurfaceSamples) -> NDArray[np.bool_]:
+        """Return which samples can be seen from outside: as the parent does, but once."""
+        key = samples.points[:2].tobytes()
+        if key not in self._outer:
+            self._outer[key] = super().visible_from_outside(samples)
+        return self._outer[key]
+
+    def unseen(self, cameras: list[Camera], options: ScoringOptions) -> NDArray[np.float64]:
+        """Return the points of the scored samples that no view shows.
+
+        A view shows a point when the ray from it to the camera meets nothing.
+        """
+        samples = self.sample(options.num_samples, options.seed + 1)
+        scene, seen = RayScene(self.vertices, self.faces), np.zeros(options.num_samples, bool)
+        for camera in cameras:
+            todo = np.flatnonzero(~seen)
+            if camera.projection == "orthographic":
+                direction = np.broadcast_to(camera.matrix[:3, 2], (len(todo), 3))
+            else:
+                direction = camera.matrix[:3, 3] - samples.points[todo]
+                direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+            facing = np.abs((samples.normals[todo] * direction).sum(axis=1)) > 0.1
+            todo, direction = todo[facing], direction[facing]
+            face = scene.first_face(samples.points[todo] + 1e-4 * direction, direction)
+            seen[todo[face < 0]] = True
+        return samples.points[~seen]
+
+
+def _rebuilder(
+    method: str, sample: dict[str, Any], cameras: list[Camera], pipeline: Path | None
+) -> Callable[[], Mesh]:
+    """Return what rebuilds the sample, with everything loaded that is not part of the work."""
+    name, size, *trimmed = method.split("-")
+    if name in ("classical", "refined"):
+        if name == "classical":
+            reconstruct = Reconstructor.classical()
+        else:
+            assert pipeline is not None
+            reconstruct = Reconstructor.from_pretrained(pipeline)
+        return lambda: reconstruct(sample["images"], cameras, sample["hit"], grid=int(size))
+    images, hit = sample["images"].numpy().astype(np.float64), sample["hit"].numpy()
+
+    def peer() -> Shape:
+        observation = lift(images, cameras, hit)
+        if name == "tsdf":
+            return tsdf(observation, int(size))
+        return poisson(observation, int(size), TRIM if trimmed else 0.0)
+
+    return peer
+
+
+def _in_child(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return what the work returns in a forked process: its own memory, and its own crashes.
+
+    This process starts no threads, so that it can be forked.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+
+    def run(connection: Connection) -> None:
+        connection.send(work(*arguments))
+
+    child = multiprocessing.get_context("fork").Process(target=run, args=(theirs,))
+    child.start()
+    theirs.close()
+    try:
+        result = ours.recv()
+    except EOFError:
+        result = {"failed": "the process died"}
+    child.join()
+    return result
+
+
+def _reset_peak() -> None:
+    """Let the process's peak of memory begin at what it holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory_mb(name: str) -> float:
+    """Return VmRSS or VmHWM of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1024.0
+    raise KeyError(name)
+
+
+def _read(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return the figures that a file holds, by set, uid and method."""
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(each["set"], each["uid"], each["method"]): each["figures"] for each in lines}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The peers and the table of benchmarks/rebuild.py."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analytic import ORTHO6, observe, sphere
+
+from modules.geometry.lift import lift
+from modules.metrics.mesh_quality import mesh_quality
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def sphere_seen_at(resolution_px: int):
+    images, hit = observe(sphere(), resolution_px)
+    return lift(images.astype(np.float64), ORTHO6, hit)
+
+
+def test_fusion_of_a_spheres_depths_is_that_sphere(benchmark):
+    shape = benchmark("rebuild_peers").tsdf(sphere_seen_at(64), 64)
+    radius = np.linalg.norm(shape.vertices, axis=1)
+    assert np.abs(np.median(radius) - 0.4) < 0.005  # it swells at the outlines of other views
+    assert np.percentile(np.abs(radius - 0.4), 90) < 1.1 / 64
+
+
+def test_fusion_says_nothing_of_space_that_no_view_saw(benchmark):
+    observation = sphere_seen_at(64)
+    first = {name: getattr(observation, name)[:1] for name in ("cameras", "hit", "depth", "rgb")}
+    only_front = dataclasses.replace(observation, **first)
+    shape = benchmark("rebuild_peers").tsdf(only_front, 64)
+    assert shape.vertices[:, 1].max() < 0.05  # azimuth 0 looks along +Y: the back half is unseen
+    assert mesh_quality(shape.vertices, shape.faces)["watertight"] == 0.0
+
+
+def test_poisson_rebuilds_a_sphere_where_open3d_is_installed(benchmark):
+    pytest.importorskip("open3d", reason="Open3D is for the benchmark alone", exc_type=ImportError)
+    shape = benchmark("rebuild_peers").poisson(sphere_seen_at(64), depth=6, trim=0.0)
+    radius = np.linalg.norm(shape.vertices, axis=1)
+    assert np.abs(np.median(radius) - 0.4) < 0.002
+
+
+def test_without_open3d_the_benchmark_says_what_to_do(benchmark, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(SystemExit, match="pip install open3d"):
+        benchmark("rebuild_peers").load_open3d()
+
+
+def test_a_failed_rebuild_counts_as_the_worst_in_the_table(benchmark, capsys):
+    good = {"f_score_0.01": 1.0, "chamfer_l1": 0.001, "watertight": 1.0, "cpu_s": 2.0}
+    rows = {("a", "tsdf-128"): good, ("b", "tsdf-128"): {"failed": "no surface"}}
+    benchmark("rebuild").print_table(rows, ["tsdf-128"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == "tsdf-128"
+    assert cells[2] == "0.500, 0.100"  # F@.01: median and p10 of 1 and 0
+    assert cells[-1] == "1"
