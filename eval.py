@@ -1,5 +1,6 @@
 """Score meshes: python eval.py task=meshes meshes=DIR reference=DIR out=DIR.
 
+With prompts=FILE clip=HUB_ID or reference_images=DIR instead of reference, by their images.
 With task=rebuild shards=DIR [checkpoint=DIR] rendered samples go through the refiner-decoder first.
 Two reports: python eval.py compare first/report.json second/report.json.
 """
@@ -18,12 +19,16 @@ def main(config: DictConfig) -> None:
     # The figures' libraries take seconds to import; a mistyped key is told before that.
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
+    from data_pipeline.sources.table import captions_of, read_table
     from modules.reporting.tasks import DataAccess, run_task
 
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    data = DataAccess(
-        open_samples=lambda folder: ShardSet(folder, "samples"), decode_sample=decode_sample
-    )
+
+    def read_prompts(path: Path) -> list[tuple[str, str | None]]:
+        rows = read_table(path)
+        return [(row["file"], next(iter(captions_of(row, str(path))), None)) for row in rows]
+
+    data = DataAccess(lambda folder: ShardSet(folder, "samples"), decode_sample, read_prompts)
     print(f"{run_task(settings, data)}\nreport: {Path(config.out) / 'report.html'}")
 
 

@@ -33,11 +33,12 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 VERBATIM_KEYS = frozenset(
     {
-        "autoencoder", "blender_python", "checkpoint", "ckpt", "data.groups", "drop", "first",
-        "groups", "html", "image", "latents", "mesh", "meshes", "out", "paths.pipeline_dir",
-        "paths.run_dir", "png", "prompt", "reference", "run_id", "sample", "scratch", "second",
-        "shards", "source.annotations", "source.captions", "source.exclude", "source.glob",
-        "source.list", "source.root", "source.uids", "uid", "views",
+        "autoencoder", "blender_python", "checkpoint", "ckpt", "clip", "data.groups", "dinov2",
+        "drop", "first", "groups", "html", "image", "inception", "latents", "mesh", "meshes", "out",
+        "paths.pipeline_dir", "paths.run_dir", "png", "prompt", "prompts", "reference",
+        "reference_images", "run_id", "sample", "scratch", "second", "shards",
+        "source.annotations", "source.captions", "source.exclude", "source.glob", "source.list",
+        "source.root", "source.uids", "uid", "views",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""

@@ -140,8 +140,9 @@ def as_markdown(differences: list[Difference]) -> str:
 
 
 def _value(pair: Mapping[str, Any], key: str) -> float:
-    """Return a pair's figure; NaN where it has none."""
-    found = FAILURE_FIGURES.get(key) if pair["failed"] is not None else pair["metrics"].get(key)
+    """Return a pair's figure; NaN where it has none. Failed images carry what they count as."""
+    counts_as_worst = pair["failed"] is not None and "prompt" not in pair
+    found = FAILURE_FIGURES.get(key) if counts_as_worst else pair["metrics"].get(key)
     return math.nan if found is None else float(found)
 
 

@@ -7,9 +7,11 @@ report.json:
     num_pairs, num_failed
     summary      figure -> {median, mean, p10, p90} over all pairs; a failed one counts as the worst
     floor        the same of the truth against another sampling of itself: the best there is
-    pairs        worst first: name, failed (reason or null), truth (`mesh` or `samples`), metrics,
-                 floor, picture (path below the report's folder, or null)
-Keys of figures: modules/metrics/geometry.py, appearance.py, mesh_quality.py and fidelity.py.
+    sets, notes  of images only: num_images, num_reference_images and figures (key -> value) of two
+                 sets, or null; sentences on what the figures do not tell
+    pairs        worst first: name, failed (reason or null), truth (`mesh`, `samples` or `prompt`),
+                 prompt (of images), metrics, floor, picture (path below the folder, or null)
+Keys of figures: geometry.py, appearance.py, mesh_quality.py, fidelity.py, sets.py of modules/metrics.
 """
 
 import hashlib
@@ -82,25 +84,40 @@ class Case:
     Args:
         name: of the pair, unique.
         identity: text that changes when anything changes that its figures depend on.
-        load: makes it ready; raises UserError, whose message is the reason of the failure.
+        load: makes it ready, for meshes as `Loaded`; raises UserError, whose message is the reason
+            of the failure.
         products: files that `load` writes: without them it runs again.
     """
 
     name: str
     identity: str
-    load: Callable[[], Loaded]
+    load: Callable[[], Any]
     products: Sequence[Path] = ()
 
 
-def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[dict[str, Any]]:
+ScoreCase = Callable[[Case, Any, Path, str], dict[str, Any]]
+"""Makes a pair of a case, the options, the report's folder, and the picture's path below it."""
+
+
+def evaluate(
+    cases: Sequence[Case], options: Any, out: Path, score_case: "ScoreCase | None" = None
+) -> list[dict[str, Any]]:
     """Return the pairs of a report, worst first.
 
     Every finished pair is kept below `out`, so an interrupted command goes on where it stopped, and
     is scored anew when its inputs, the options or this code have changed.
+
+    Args:
+        cases: the pairs.
+        options: how figures are taken: a dataclass.
+        out: the report's folder.
+        score_case: makes a pair of a case; by default one of a mesh against its truth, for which
+            options are `ScoringOptions`.
     """
+    score_case = score_case or score_mesh_case
     (out / "pairs").mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
-    common = json.dumps([SCHEMA, asdict(options), _code_digest()])
+    common = json.dumps([SCHEMA, asdict(options), code_digest()])
     pairs = []
     for case in tqdm(cases, desc="evaluate", unit="mesh", delay=1):
         name = hashlib.sha256(case.name.encode()).hexdigest()[:16]
@@ -108,7 +125,7 @@ def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[
         kept = out / "pairs" / f"{name}.json"
         pair = _read_kept(kept, key)
         if pair is None or not all(path.is_file() for path in case.products):
-            pair = _score_case(case, options, out, f"pictures/{name}.png")
+            pair = score_case(case, options, out, f"pictures/{name}.png")
             write_text(kept, json.dumps({"key": key, "pair": pair}))
         pairs.append(pair)
     return sorted(pairs, key=_quality)
@@ -116,13 +133,30 @@ def evaluate(cases: Sequence[Case], options: ScoringOptions, out: Path) -> list[
 
 def write_report(
     pairs: Sequence[dict[str, Any]],
-    options: ScoringOptions,
+    options: Any,
     about: Mapping[str, str],
     environment: Mapping[str, str],
     out: Path,
+    *,
+    images: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write report.json, report.md and report.html into `out` and return the report."""
+    """Write report.json, report.md and report.html into `out` and return the report.
+
+    Args:
+        pairs: of `evaluate`.
+        options: how figures were taken: a dataclass.
+        about: the task and its inputs.
+        environment: see `describe_environment`.
+        out: the report's folder.
+        images: `sets` and `notes` of a report on images, whose failed pairs carry what they count
+            as.
+    """
     failed = [pair for pair in pairs if pair["failed"] is not None]
+    if images is None:
+        scored = [pair["metrics"] for pair in pairs if pair["failed"] is None]
+        summary = summarise(scored, len(failed))
+    else:
+        summary = summarise([pair["metrics"] for pair in pairs])
     report = {
         "schema": SCHEMA,
         "about": dict(about),
@@ -130,15 +164,16 @@ def write_report(
         "options": asdict(options),
         "num_pairs": len(pairs),
         "num_failed": len(failed),
-        "summary": summarise([p["metrics"] for p in pairs if p["failed"] is None], len(failed)),
+        "summary": summary,
         "floor": summarise([p["floor"] for p in pairs]),
         "pairs": list(pairs),
+        **(images or {}),
     }
     write_text(out / "report.json", json.dumps(_without_nan(report), indent=1) + "\n")
     write_text(out / "report.md", as_markdown(report))
     rows = table_rows(report["summary"], report["floor"])
     write_page(
-        "evaluation.html.j2",
+        "evaluation.html.j2" if images is None else "images.html.j2",
         out / "report.html",
         report=report,
         rows=rows,
@@ -159,15 +194,24 @@ def embedded_pictures(pairs: Sequence[Mapping[str, Any]], out: Path) -> dict[str
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Return the report's table and failures as Markdown."""
-    lines = [
-        f"{report['num_pairs']} pairs, {report['num_failed']} failed. {_about_line(report)}",
-        "",
-        "| figure | median | mean | p10 | p90 | floor |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in table_rows(report["summary"], report["floor"]):
+    lines = [f"{report['num_pairs']} pairs, {report['num_failed']} failed. {_about_line(report)}"]
+    rows = table_rows(report["summary"], report["floor"])
+    if rows:
+        head = "| figure | median | mean | p10 | p90 | floor |"
+        lines += ["", head, "|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
         cells = [row[key] for key in ("median", "mean", "p10", "p90", "floor")]
         lines.append(f"| {row['note'].label} | {' | '.join(cells)} |")
+    if sets := report.get("sets"):
+        counts = f"{sets['num_images']} images against {sets['num_reference_images']}"
+        lines += ["", f"| {counts} | |", "|---|---:|"]
+        figures = sets["figures"]
+        lines += [
+            f"| {note.label} | {figures[note.key]:.{note.digits}f} |"
+            for note in FIGURE_NOTES
+            if note.key in figures
+        ]
+    lines += ["", *(f"Note: {note}" for note in report["notes"])] if report.get("notes") else []
     failed = [pair for pair in report["pairs"] if pair["failed"] is not None]
     if failed:
         lines += ["", "Failed, and counted at their worst:", ""]
@@ -179,7 +223,8 @@ def _about_line(report: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in report["about"].items()) + "."
 
 
-def _score_case(case: Case, options: ScoringOptions, out: Path, picture: str) -> dict[str, Any]:
+def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str) -> dict[str, Any]:
+    """Return the pair of a mesh and its truth, and draw its picture."""
     pair: dict[str, Any] = {
         "name": case.name,
         "failed": None,
@@ -227,7 +272,8 @@ def _resized(views: UInt8[ndarray, "v h w 4"]) -> UInt8[ndarray, "v h2 w2 4"]:
 def _quality(pair: Mapping[str, Any]) -> tuple[bool, float, str]:
     """Sort key: failures first, then by F-score."""
     metrics = pair["metrics"]
-    return pair["failed"] is None, metrics.get("f_score_0.02", 0.0), pair["name"]
+    quality = metrics.get("f_score_0.02", metrics.get("clip_score", 0.0))
+    return pair["failed"] is None, quality, pair["name"]
 
 
 def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
@@ -238,7 +284,7 @@ def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
     return kept["pair"] if kept["key"] == key else None
 
 
-def _code_digest() -> str:
+def code_digest() -> str:
     """Return a hash of this package's sources: other code may give other figures."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):

@@ -1,6 +1,7 @@
 """Cases from two folders: meshes beside references of the same file name."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.contract import SourceFrame, UserError, unit_cube_frame
@@ -20,7 +21,7 @@ def folder_cases(meshes: Path, reference: Path) -> list[Case]:
         UserError: a folder is missing or holds no mesh, two files of one share a name, or no name
             is in both.
     """
-    predicted, truths = mesh_files(meshes), mesh_files(reference)
+    predicted, truths = named_files(meshes), named_files(reference)
     if not predicted.keys() & truths.keys():
         raise UserError(
             f"no file in meshes={meshes} has the name of one in reference={reference} (first are "
@@ -45,17 +46,17 @@ def folder_cases(meshes: Path, reference: Path) -> list[Case]:
     return [case(name) for name in sorted(predicted.keys() | truths.keys())]
 
 
-def mesh_files(folder: Path) -> dict[str, Path]:
-    """Return the mesh files in a folder by name without suffix.
+def named_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Return the files with these suffixes in a folder by name without suffix.
 
     Raises:
-        UserError: it is no folder, holds no mesh, or two files of one name.
+        UserError: it is no folder, holds no such file, or two of one name.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give one that holds {', '.join(SUFFIXES)} files")
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        raise UserError(f"{folder} is no folder: give one that holds {', '.join(suffixes)} files")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
     if not files:
-        raise UserError(f"{folder} holds none of {', '.join(SUFFIXES)}: name another folder")
+        raise UserError(f"{folder} holds none of {', '.join(suffixes)}: name another folder")
     found: dict[str, Path] = {}
     for path in files:
         if path.stem in found:

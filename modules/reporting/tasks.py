@@ -12,6 +12,16 @@ from modules.pipelines.device import inference_device
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Case, as_markdown, evaluate, write_report
 from modules.reporting.folder_cases import folder_cases
+from modules.reporting.image_folder import ImageFolder
+from modules.reporting.image_sets import (
+    ImageCaseScorer,
+    ImageSetOptions,
+    PromptScorer,
+    check_set_sizes,
+    compare_sets,
+    image_cases,
+    name_prompts,
+)
 from modules.reporting.latent_cases import latent_cases
 from modules.reporting.rebuild_cases import StoredSamples, rebuild_cases
 
@@ -26,10 +36,12 @@ class DataAccess:
     Args:
         open_samples: opens a folder of rendered samples.
         decode_sample: decodes the members of one.
+        read_prompts: returns file and caption of every row of a list.
     """
 
     open_samples: Callable[[Path], StoredSamples]
     decode_sample: Callable[[dict[str, bytes]], dict[str, Any]]
+    read_prompts: Callable[[Path], list[tuple[str, str | None]]]
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,14 @@ def run_task(settings: Settings, data: DataAccess) -> str:
 
 
 def folder_task(settings: Settings, data: DataAccess, out: Path) -> str:
-    """Score a folder of meshes against another."""
-    del data
+    """Score a folder of meshes against another; or, by their images, against prompts or a set."""
+    if settings["prompts"] is not None or settings["reference_images"] is not None:
+        return images_task(settings, data, out)
+    if settings["reference"] is None:
+        raise UserError(
+            "task=meshes needs reference=DIR to compare meshes pair by pair, or prompts=FILE or "
+            "reference_images=DIR to compare images"
+        )
     options = _scoring_options(settings)
     cases = folder_cases(Path(settings["meshes"]), Path(settings["reference"]))
     return _score_meshes(cases, options, settings, out)
@@ -99,8 +117,46 @@ def latents_task(settings: Settings, data: DataAccess, out: Path) -> str:
     return _score_meshes(cases, options, settings, out)
 
 
+def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
+    """Score images, or views of meshes, against prompts, against a reference set, or both."""
+    if settings["reference"] is not None:
+        raise UserError(
+            "reference=DIR is for meshes pair by pair: name it reference_images=DIR to compare "
+            "images, or leave out prompts and reference_images"
+        )
+    if settings["prompts"] is not None and settings["clip"] is None:
+        raise UserError("prompts=FILE needs clip=, such as clip=openai/clip-vit-large-patch14-336")
+    if all(settings[key] is None for key in ("clip", "dinov2", "inception")):
+        raise UserError("reference_images=DIR needs a network: give clip=, dinov2= or inception=")
+    keys = ("num_views", "resolution_px", "seed", "clip", "dinov2", "inception", "kid_subset_size")
+    options = ImageSetOptions(**{key: settings[key] for key in keys})
+    folder = ImageFolder(Path(settings["meshes"]), options, out / "views")
+    reference = prompts = scorer = sets = None
+    if settings["reference_images"] is not None:
+        reference = ImageFolder(Path(settings["reference_images"]), options, out / "views")
+        check_set_sizes(folder, reference, options)
+    if settings["prompts"] is not None:
+        prompts = name_prompts(data.read_prompts(Path(settings["prompts"])), folder)
+    networks = options.networks(inference_device("auto"))
+    about = about_inputs(settings, "meshes", "prompts", "reference_images")
+    notes = []
+    if prompts is not None:
+        scorer = PromptScorer(prompts, networks["clip"])
+        about["candidates"] = f"{len(scorer.texts)} distinct prompts"
+        if scorer.cut:
+            notes.append(f"{len(scorer.cut)} prompts are longer than CLIP reads, and were cut.")
+    cases = image_cases(folder, prompts, options)
+    pairs = evaluate(cases, options, out, ImageCaseScorer(prompts, scorer))
+    if reference is not None:
+        sets, more = compare_sets(folder, reference, networks, options)
+        notes += more
+    images = {"sets": sets, "notes": notes}
+    report = write_report(pairs, options, about, describe_environment(), out, images=images)
+    return as_markdown(report)
+
+
 TASKS = {
-    "meshes": Task(("meshes", "reference"), folder_task),
+    "meshes": Task(("meshes",), folder_task),
     "rebuild": Task(("shards",), rebuild_task),
     "latents": Task(("shards", "autoencoder"), latents_task),
 }
