@@ -11,7 +11,7 @@ report.json:
                  sets, or null; sentences on what the figures do not tell
     pairs        worst first: name, failed (reason or null), truth (`mesh`, `samples` or `prompt`),
                  prompt (of images), metrics, floor, picture (path below the folder, or null)
-Keys of figures: geometry.py, appearance.py, mesh_quality.py, fidelity.py, sets.py of modules/metrics.
+Keys of figures: those of modules/metrics, each told by the docstring that returns it.
 """
 
 import hashlib
