@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
         return [(row["file"], next(iter(captions_of(row, str(path))), None)) for row in rows]
 
     data = DataAccess(lambda folder: ShardSet(folder, "samples"), decode_sample, read_prompts)
-    print(f"{run_task(settings, data)}\nreport: {Path(config.out) / 'report.html'}")
+    print(run_task(settings, data))
 
 
 def compare(config: DictConfig) -> None:

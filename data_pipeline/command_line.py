@@ -36,14 +36,14 @@ VERBATIM_KEYS = frozenset(
         "autoencoder", "blender_python", "checkpoint", "ckpt", "clip", "data.groups", "dinov2",
         "drop", "first", "groups", "html", "image", "inception", "latents", "mesh", "meshes", "out",
         "paths.pipeline_dir", "paths.run_dir", "png", "prompt", "prompts", "reference",
-        "reference_images", "run_id", "sample", "scratch", "second", "shards",
+        "reference_images", "run_id", "sample", "scratch", "second", "shard", "shards",
         "source.annotations", "source.captions", "source.exclude", "source.glob", "source.list",
         "source.root", "source.uids", "uid", "views",
     }
 )  # fmt: skip
 """Keys whose values are free text or paths, in every command."""
 
-TEXT_KEYS = frozenset({"prompt", "run_id", "sample", "uid"})
+TEXT_KEYS = frozenset({"prompt", "run_id", "sample", "shard", "uid"})
 """Those of them that are no paths, and may be empty."""
 
 OPTIONAL_NUMBERS = {

@@ -36,6 +36,16 @@ class Mesh(Protocol):
         """Vertex indices, counter-clockwise seen from outside."""
         ...
 
+    @property
+    def corner_uv(self) -> Float[ndarray, "f 3 2"]:
+        """Texture coordinates of every face corner, v up; 0 where untextured."""
+        ...
+
+    @property
+    def face_texture(self) -> Int[ndarray, " f"]:
+        """Index of each face's texture, -1 where untextured."""
+        ...
+
     def normals_at(
         self, face: Int[ndarray, " p"], barycentric: Float[ndarray, "p 3"]
     ) -> Float[ndarray, "p 3"]:
@@ -115,6 +125,16 @@ class TexturedMesh:
     def vertex_normals(self) -> Float[ndarray, "n 3"]:
         """Unit smooth normals, equal on both sides of a texture seam."""
         return smooth_normals(self.vertices, self.faces)
+
+    @property
+    def corner_uv(self) -> Float[ndarray, "f 3 2"]:
+        """Texture coordinates of every face corner, v up."""
+        return self.uv[self.faces]
+
+    @property
+    def face_texture(self) -> Int[ndarray, " f"]:
+        """Index of each face's texture: there is one."""
+        return np.zeros(len(self.faces), dtype=np.int64)
 
     def normals_at(
         self, face: Int[ndarray, " p"], barycentric: Float[ndarray, "p 3"]

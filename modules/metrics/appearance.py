@@ -6,10 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy.ndimage import binary_dilation
+from skimage.metrics import structural_similarity
 
 from data_pipeline.contract import ORTHO_CAMERA_DISTANCE, Camera, look_at_origin
 from modules.geometry.mesh import Mesh
 from modules.geometry.rasterize import Views, render_mesh
+from modules.metrics.lpips import Lpips, lpips_figures
 
 PSNR_CEILING_DB = 60.0
 """Given for equal images, whose PSNR is infinite; 8 bit images differ by more or not at all."""
@@ -37,19 +39,25 @@ def unseen_cameras(count: int) -> tuple[Camera, ...]:
 
 
 def compare_appearance(
-    predicted: Mesh, reference: Mesh, *, num_views: int = 8, resolution_px: int = 192
+    predicted: Mesh,
+    reference: Mesh,
+    *,
+    num_views: int = 8,
+    resolution_px: int = 192,
+    lpips: Lpips | None = None,
 ) -> dict[str, float]:
-    """Return `psnr_masked`, `psnr_unmasked` (dB) and `mask_iou` over unseen views.
+    """Return `image_figures` over unseen views.
 
     Args:
         predicted: mesh in the frame where the reference fits the unit cube.
         reference: the truth, in the same frame.
         num_views: how many views, see `unseen_cameras`.
         resolution_px: side of the views.
+        lpips: the network; None leaves its figures out.
     """
     cameras = unseen_cameras(num_views)
     views = [render_mesh(mesh, cameras, resolution_px) for mesh in (predicted, reference)]
-    return image_figures(views[0].rgb, views[0].hit, views[1].rgb, views[1].hit)
+    return image_figures(views[0].rgb, views[0].hit, views[1].rgb, views[1].hit, lpips)
 
 
 def compare_with_views(
@@ -71,21 +79,42 @@ def image_figures(
     predicted_hit: Bool[ndarray, "v h w"],
     reference_rgb: Float[ndarray, "v h w 3"],
     reference_hit: Bool[ndarray, "v h w"],
+    lpips: Lpips | None = None,
 ) -> dict[str, float]:
-    """Return PSNR in dB, masked and not, and the overlap of the silhouettes, over all views.
+    """Return how far images agree over all views, masked and not, and how far silhouettes do.
 
-    The mask is the union of both silhouettes, grown by one pixel; the squared error is pooled over
-    all views before the logarithm.
+    The mask is the union of both silhouettes, grown by one pixel. Keys: `psnr_*` in dB (the squared
+    error is pooled over all views before the logarithm), `ssim_*` (Wang et al., 2004: Gaussian
+    window of sigma 1.5, mean of its map), `lpips_*` (see `lpips_figures`) and `mask_iou`.
     """
     error = ((predicted_rgb - reference_rgb) ** 2).mean(axis=-1)
     union = predicted_hit | reference_hit
     mask = binary_dilation(union, structure=np.ones((1, 3, 3), dtype=bool))
     overlap = (predicted_hit & reference_hit).sum() / max(int(union.sum()), 1)
-    return {
+    similarity = np.stack(
+        [ssim_map(*pair) for pair in zip(predicted_rgb, reference_rgb, strict=True)]
+    )
+    figures = {
         "psnr_masked": psnr(error[mask].mean() if mask.any() else 0.0),
         "psnr_unmasked": psnr(error.mean()),
+        "ssim_masked": float(similarity[mask].mean()) if mask.any() else 1.0,
+        "ssim_unmasked": float(similarity.mean()),
         "mask_iou": float(overlap),
     }
+    if lpips is not None:
+        figures |= lpips_figures(lpips, predicted_rgb, reference_rgb, mask)
+    return figures
+
+
+def ssim_map(
+    first: Float[ndarray, "h w 3"], second: Float[ndarray, "h w 3"]
+) -> Float[ndarray, "h w"]:
+    """Return the structural similarity around every pixel of two images in [0, 1]."""
+    similarity = structural_similarity(
+        first, second, data_range=1.0, channel_axis=-1, full=True,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+    return np.asarray(similarity[1]).mean(axis=-1)
 
 
 def psnr(mean_squared_error: float) -> float:

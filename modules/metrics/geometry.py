@@ -14,13 +14,21 @@ from numpy import ndarray
 from scipy.spatial import KDTree
 
 from data_pipeline.contract import UserError
+from modules.geometry.mesh import merge_vertices
 from modules.geometry.rasterize import RayScene
+from modules.metrics.mesh_quality import face_components
 
 F_SCORE_THRESHOLDS = (0.005, 0.01, 0.02, 0.05)
 NUM_SAMPLES = 100_000
 
 OUTER_DIRECTIONS = 64
 """From how many directions the reference is looked at to find its outer visible surface."""
+
+SPECK_SHARE = 0.01
+"""A component with no more than this share of the area is a speck, and not counted as spurious."""
+
+SPURIOUS_DISTANCE = 0.05
+"""A component is spurious when more than half of it lies further than this from the reference."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,12 @@ class SurfaceSamples:
     Args:
         points: positions.
         normals: unit geometric normals.
+        face: index of the surface's face that each lies on; None where there are no faces.
     """
 
     points: Float[ndarray, "n 3"]
     normals: Float[ndarray, "n 3"]
+    face: Int[ndarray, " n"] | None = None
 
 
 class MeshSurface:
@@ -69,7 +79,7 @@ class MeshSurface:
         root, v = np.sqrt(generator.random((count, 1))), generator.random((count, 1))
         a, b, c = (self.vertices[self.faces[face, corner]] for corner in range(3))
         points = (1.0 - root) * a + root * (1.0 - v) * b + root * v * c
-        return SurfaceSamples(points, self.normals[face])
+        return SurfaceSamples(points, self.normals[face], face)
 
     def nearest(
         self, points: Float[ndarray, "p 3"]
@@ -91,9 +101,14 @@ class MeshSurface:
             facing = np.abs(samples.normals @ direction) > 0.1
             todo = np.flatnonzero(~visible & facing)
             origins = samples.points[todo] + 1e-4 * direction
-            face = scene.first_face(origins, np.broadcast_to(direction, origins.shape))
-            visible[todo[face < 0]] = True
+            directions = np.broadcast_to(direction, origins.shape)
+            visible[todo[scene.escapes(origins, directions)]] = True
         return visible
+
+    def components(self) -> Int[ndarray, " f"]:
+        """Return the connected part of each face, vertices of equal position welded."""
+        _, welded = merge_vertices(self.vertices, self.faces)
+        return face_components(welded)
 
 
 class SampledSurface:
@@ -155,8 +170,9 @@ def compare_surfaces(
     reference), `recall_T`, their harmonic mean `f_score_T`, and `outer_recall_T` (recall on what
     can be seen from outside; NaN when the reference is known only by samples, or hidden wholly);
     `normal_consistency` (mean |cos| of a sample's normal with that at the nearest point, over
-    both ways: open and two-sided surfaces have no outside to prefer) and `flipped_normals`
-    (share of samples with cos < -0.5: inside out).
+    both ways: open and two-sided surfaces have no outside to prefer), `flipped_normals`
+    (share of samples with cos < -0.5: inside out) and `spurious_components` (NaN when the
+    prediction is known only by samples).
 
     Args:
         predicted: the surface that is judged.
@@ -177,7 +193,11 @@ def compare_surfaces(
         "chamfer_l2": ((to_reference**2).mean() + (to_predicted**2).mean()) / 2.0,
         "normal_consistency": sum(np.abs(cosine).mean() for cosine in cosines) / 2.0,
         "flipped_normals": sum((cosine < -0.5).mean() for cosine in cosines) / 2.0,
+        "spurious_components": float("nan"),
     }
+    if isinstance(predicted, MeshSurface) and on_predicted.face is not None:
+        part = predicted.components()[on_predicted.face]
+        figures["spurious_components"] = count_spurious(part, to_reference)
     outer = np.zeros(len(to_predicted), dtype=bool)
     if isinstance(reference, MeshSurface):
         outer = reference.visible_from_outside(on_reference)
@@ -190,6 +210,18 @@ def compare_surfaces(
         figures[f"f_score_{threshold:g}"] = 2.0 * precision * recall / max(precision + recall, 1e-9)
         figures[f"outer_recall_{threshold:g}"] = found.mean() if outer.any() else float("nan")
     return {key: float(value) for key, value in figures.items()}
+
+
+def count_spurious(component: Int[ndarray, " n"], to_reference: Float[ndarray, " n"]) -> int:
+    """Return how many components are larger than a speck and mostly far from the reference.
+
+    Args:
+        component: of each area-weighted sample of the prediction.
+        to_reference: distance of each sample to the reference.
+    """
+    size = np.bincount(component)
+    far = np.bincount(component, weights=to_reference > SPURIOUS_DISTANCE)
+    return int(((size > SPECK_SHARE * len(component)) & (far > 0.5 * size)).sum())
 
 
 def floor_figures(

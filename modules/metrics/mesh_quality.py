@@ -17,8 +17,9 @@ def mesh_quality(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) ->
     Keys: `faces`; `degenerate_faces` (corners that coincide, or no area); `border_edges` (edges of
     one face); `tangled_edges` (edges of three faces or more, or of two that run the same way);
     `pinched_vertices` (where fans of faces meet at a point only); `components` (parts joined by
-    edges or corners); `manifold` (1 when no edge is tangled and no vertex is pinched) and
-    `watertight` (1 when no edge is tangled or on a border).
+    edges or corners); `manifold` (1 when no edge is tangled and no vertex is pinched);
+    `watertight` (1 when no edge is tangled or on a border) and `genus` (handles of all parts
+    together, by Euler's formula; NaN unless both manifold and watertight).
     """
     welded_vertices, welded = merge_vertices(vertices, faces)
     corners = welded_vertices[welded]
@@ -35,27 +36,36 @@ def mesh_quality(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) ->
     border = int((uses == 1).sum())
     tangled = int(((uses > 2) | ((uses == 2) & (forward != 1))).sum())
     pinched = _count_pinched(solid, index.reshape(3, -1).T)
+    component = face_components(solid)
+    num_components = int(component.max(initial=-1)) + 1
+    # V - E + F = sum over the parts of 2 - 2 genus, where every part is a closed surface.
+    characteristic = len(np.unique(solid)) - len(uses) + len(solid)
+    closed = len(solid) > 0 and tangled == pinched == border == 0
     return {
         "faces": float(len(faces)),
         "degenerate_faces": float(degenerate.sum()),
         "border_edges": float(border),
         "tangled_edges": float(tangled),
         "pinched_vertices": float(pinched),
-        "components": float(_count_components(solid)),
+        "components": float(num_components),
+        "genus": num_components - characteristic / 2.0 if closed else float("nan"),
         "manifold": float(tangled == 0 and pinched == 0),
         "watertight": float(tangled == 0 and border == 0),
     }
 
 
-def _count_components(faces: Int[ndarray, "f 3"]) -> int:
-    """Return the number of connected parts that hold a face."""
+def face_components(faces: Int[ndarray, "f 3"]) -> Int[ndarray, " f"]:
+    """Return the index of the connected part, joined by edges or corners, that holds each face."""
     used, index = np.unique(faces, return_inverse=True)
     index = index.reshape(-1, 3)
     pairs = np.concatenate([index[:, [0, 1]], index[:, [1, 2]]])
     graph = coo_array(
         (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(len(used), len(used))
     )
-    return int(connected_components(graph, directed=False)[0]) if len(used) else 0
+    if not len(used):
+        return np.zeros(0, dtype=np.int64)
+    _, component = connected_components(graph, directed=False)
+    return component[index[:, 0]].astype(np.int64)
 
 
 def _count_pinched(faces: Int[ndarray, "f 3"], edges: Int[ndarray, "f 3"]) -> int:

@@ -16,13 +16,18 @@ from modules.metrics.geometry import (
     Surface,
     compare_surfaces,
 )
+from modules.metrics.lpips import SMALLEST_PX, load_lpips
 from modules.metrics.mesh_quality import mesh_quality
+from modules.metrics.uv_quality import uv_quality
+from modules.metrics.volume import volume_iou
 
 FAILURE_FIGURES: dict[str, float] = {
     "chamfer_l1": 1.0,
     "chamfer_l2": 1.0,
     "normal_consistency": 0.0,
     "flipped_normals": 1.0,
+    "spurious_components": 1.0,
+    "volume_iou": 0.0,
     **{
         f"{kind}_{threshold:g}": 0.0
         for threshold in F_SCORE_THRESHOLDS
@@ -30,16 +35,38 @@ FAILURE_FIGURES: dict[str, float] = {
     },
     "psnr_masked": 0.0,
     "psnr_unmasked": 0.0,
+    "ssim_masked": 0.0,
+    "ssim_unmasked": 0.0,
+    "lpips_masked": 1.0,
+    "lpips_unmasked": 1.0,
     "mask_iou": 0.0,
     "input_view_psnr_masked": 0.0,
     "input_view_psnr_unmasked": 0.0,
+    "input_view_ssim_masked": 0.0,
+    "input_view_ssim_unmasked": 0.0,
     "input_view_mask_iou": 0.0,
     "input_view_normal_deg": 90.0,
     "watertight": 0.0,
     "manifold": 0.0,
+    "uv_coverage": 0.0,
+    "uv_overlap": 1.0,
 }
 """What a failed pair counts as in the summary: scores of nought, angles of 90 degrees, distances of
-the cube's side (or the largest distance of any pair, if that is larger)."""
+the cube's side, one spurious component (or the largest of any pair, if that is larger)."""
+
+COUNTS = (
+    "faces",
+    "degenerate_faces",
+    "border_edges",
+    "tangled_edges",
+    "pinched_vertices",
+    "components",
+    "genus",
+)
+"""Figures that say what a mesh is like: a failed pair has none."""
+
+FIGURE_KEYS = (*FAILURE_FIGURES, *COUNTS)
+"""Every figure that a pair can have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +78,14 @@ class ScoringOptions:
         num_views: unseen views for the image figures.
         resolution_px: side of those views.
         seed: of the samples.
+        lpips_weights: see `load_lpips`; None leaves its figures out.
     """
 
     num_samples: int = NUM_SAMPLES
     num_views: int = 8
     resolution_px: int = 192
     seed: int = 0
+    lpips_weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_samples < 1000:
@@ -65,6 +94,11 @@ class ScoringOptions:
             raise UserError(f"num_views={self.num_views} shows nothing: give at least 1")
         if self.resolution_px < 16:
             raise UserError(f"resolution_px={self.resolution_px} is too small: give at least 16")
+        if self.lpips_weights is not None and self.resolution_px < SMALLEST_PX:
+            raise UserError(
+                f"resolution_px={self.resolution_px} is too small for LPIPS: give at least "
+                f"{SMALLEST_PX}, or lpips_weights=null"
+            )
 
 
 def score(
@@ -75,7 +109,7 @@ def score(
     Args:
         predicted: mesh in the frame where the reference fills the unit cube.
         surface: the reference's surface in that frame.
-        reference: the reference mesh; without it there are no figures of unseen views.
+        reference: the reference mesh; without it there are no figures of unseen views or volume.
         options: how figures are taken.
 
     Raises:
@@ -87,11 +121,23 @@ def score(
         num_samples=options.num_samples,
         seed=options.seed,
     )
-    if reference is not None:
-        figures |= compare_appearance(
-            predicted, reference, num_views=options.num_views, resolution_px=options.resolution_px
-        )
-    return figures | mesh_quality(predicted.vertices, predicted.faces)
+    quality = mesh_quality(predicted.vertices, predicted.faces)
+    figures |= quality | uv_quality(predicted)
+    if reference is None:
+        return figures
+    weights = options.lpips_weights
+    figures |= compare_appearance(
+        predicted,
+        reference,
+        num_views=options.num_views,
+        resolution_px=options.resolution_px,
+        lpips=None if weights is None else load_lpips(weights),
+    )
+    closed = (
+        quality["watertight"] and mesh_quality(reference.vertices, reference.faces)["watertight"]
+    )
+    figures["volume_iou"] = volume_iou(predicted, reference) if closed else float("nan")
+    return figures
 
 
 def summarise(
@@ -102,7 +148,7 @@ def summarise(
     Args:
         pairs: the figures of each scored pair; a figure that is NaN does not exist for its pair.
         num_failed: pairs without figures; each enters those of `FAILURE_FIGURES` that the others
-            have (all of the geometric ones when nothing was scored) at their worst value.
+            have (all but those of input views and LPIPS when nothing was scored) at their worst.
     """
     values: dict[str, list[float]] = {}
     for figures in pairs:
@@ -110,7 +156,8 @@ def summarise(
             if math.isfinite(value):
                 values.setdefault(key, []).append(value)
     if not values and num_failed:
-        values = {key: [] for key in FAILURE_FIGURES if not key.startswith("input_view_")}
+        optional = ("input_view_", "lpips_")
+        values = {key: [] for key in FAILURE_FIGURES if not key.startswith(optional)}
     for key, found in values.items():
         if key in FAILURE_FIGURES:
             worst = FAILURE_FIGURES[key]

@@ -10,13 +10,15 @@ report.json:
     sets, notes  of images only: num_images, num_reference_images and figures (key -> value) of two
                  sets, or null; sentences on what the figures do not tell
     pairs        worst first: name, failed (reason or null), truth (`mesh`, `samples` or `prompt`),
-                 prompt (of images), metrics, floor, picture (path below the folder, or null)
-Keys of figures: modules/metrics/geometry.py, appearance.py, mesh_quality.py and sets.py.
+                 prompt (of images), metrics, floor, picture (path below the folder, or null), mesh
+                 (the file that was scored, or null)
+Keys of figures: docs/metrics.md.
 """
 
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,10 +64,18 @@ class Truth:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One case, ready to be scored: the prediction in the truth's frame, and figures so far."""
+    """One case, ready to be scored.
+
+    Args:
+        predicted: the mesh, in the truth's frame.
+        truth: what it is judged by.
+        path: its file.
+        figures: figures that are known already.
+    """
 
     predicted: Mesh
     truth: Truth
+    path: Path
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -91,36 +101,70 @@ ScoreCase = Callable[[Case, Any, Path, str], dict[str, Any]]
 """Makes a pair of a case, the options, the report's folder, and the picture's path below it."""
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A part of the cases, for one of several processes that share a folder.
+
+    Args:
+        index: from 0; the cases are dealt out in turn.
+        count: of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Shard":
+        """Return what `shard=0/4` means; all of the cases for None."""
+        if text is None:
+            return cls()
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(text))
+        if not found or int(found[1]) >= int(found[2]):
+            raise UserError(f"shard={text} is no share: the shards of four are 0/4, 1/4, 2/4, 3/4")
+        return cls(int(found[1]), int(found[2]))
+
+
 def evaluate(
-    cases: Sequence[Case], options: Any, out: Path, score_case: "ScoreCase | None" = None
-) -> list[dict[str, Any]]:
-    """Return the pairs of a report, worst first.
+    cases: Sequence[Case],
+    options: Any,
+    out: Path,
+    shard: Shard = Shard(),
+    score_case: "ScoreCase | None" = None,
+) -> list[dict[str, Any]] | None:
+    """Score the shard's cases; return the pairs of all of them, worst first, once all are scored.
 
     Every finished pair is kept below `out`, so an interrupted command goes on where it stopped, and
-    is scored anew when its inputs, the options or this code have changed.
+    is scored anew when its inputs, the options or this code have changed. A pair's figures do not
+    depend on the others, so they are the same from one process and from many.
 
     Args:
         cases: the pairs.
         options: how figures are taken: a dataclass.
         out: the report's folder.
+        shard: which cases are scored here.
         score_case: makes a pair of a case; by default one of a mesh against its truth, for which
             options are `ScoringOptions`.
+
+    Returns:
+        None while other shards have cases left.
     """
     score_case = score_case or score_mesh_case
     (out / "pairs").mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
     common = json.dumps([SCHEMA, asdict(options), code_digest()])
-    pairs = []
-    for case in tqdm(cases, desc="evaluate", unit="mesh", delay=1):
-        name = hashlib.sha256(case.name.encode()).hexdigest()[:16]
-        key = hashlib.sha256(f"{common}\n{case.identity}".encode()).hexdigest()
-        kept = out / "pairs" / f"{name}.json"
-        pair = _read_kept(kept, key)
-        if pair is None or not all(path.is_file() for path in case.products):
-            pair = score_case(case, options, out, f"pictures/{name}.png")
-            write_text(kept, json.dumps({"key": key, "pair": pair}))
-        pairs.append(pair)
-    return sorted(pairs, key=_quality)
+
+    def kept(case: Case) -> dict[str, Any] | None:
+        pair = _read_kept(_kept_path(out, case), _key(common, case))
+        return pair if all(path.is_file() for path in case.products) else None
+
+    mine = cases[shard.index :: shard.count]
+    for case in tqdm(mine, desc="evaluate", unit="mesh", delay=1):
+        if kept(case) is None:
+            path = _kept_path(out, case)
+            pair = score_case(case, options, out, f"pictures/{path.stem}.png")
+            write_text(path, json.dumps({"key": _key(common, case), "pair": pair}))
+    pairs = [pair for pair in map(kept, cases) if pair is not None]
+    return sorted(pairs, key=_quality) if len(pairs) == len(cases) else None
 
 
 def write_report(
@@ -224,6 +268,7 @@ def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str
         "metrics": {},
         "floor": {},
         "picture": None,
+        "mesh": None,
     }
     try:
         loaded = case.load()
@@ -237,6 +282,7 @@ def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str
         "metrics": metrics | dict(loaded.figures),
         "floor": floor,
         "picture": picture,
+        "mesh": str(loaded.path),
     }
 
 
@@ -263,6 +309,14 @@ def _quality(pair: Mapping[str, Any]) -> tuple[bool, float, str]:
     metrics = pair["metrics"]
     quality = metrics.get("f_score_0.02", metrics.get("clip_score", 0.0))
     return pair["failed"] is None, quality, pair["name"]
+
+
+def _kept_path(out: Path, case: Case) -> Path:
+    return out / "pairs" / f"{hashlib.sha256(case.name.encode()).hexdigest()[:16]}.json"
+
+
+def _key(common: str, case: Case) -> str:
+    return hashlib.sha256(f"{common}\n{case.identity}".encode()).hexdigest()
 
 
 def _read_kept(path: Path, key: str) -> dict[str, Any] | None:

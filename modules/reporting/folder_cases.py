@@ -38,7 +38,8 @@ def folder_cases(meshes: Path, reference: Path) -> list[Case]:
             frame = _filling_frame(truth, truths[name])
             truth = truth.transformed(frame)
             surface = MeshSurface(truth.vertices, truth.faces)
-            return Loaded(load_mesh(predicted[name]).transformed(frame), Truth(surface, truth))
+            path = predicted[name]
+            return Loaded(load_mesh(path).transformed(frame), Truth(surface, truth), path)
 
         files = [folder[name] for folder in (predicted, truths) if name in folder]
         return Case(name, " ".join(map(file_digest, files)), load)

@@ -95,7 +95,7 @@ def rebuild_cases(
                 truth = Truth(MeshSurface(original.vertices, original.faces), original)
             else:
                 truth = _stored_truth(sample["geometry"], rgb, hit)
-            return Loaded(mesh, truth, figures)
+            return Loaded(mesh, truth, out / f"{uid}.glb", figures)
 
         digest = file_digest(originals[uid]) if uid in originals else "stored samples"
         identity = f"{shard_set.sha256} {weights} {dict(settings)} {digest}"

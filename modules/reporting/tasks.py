@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
+from modules.metrics.lpips import load_lpips
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
 from modules.reporting.environment import describe_environment
-from modules.reporting.evaluation import Case, as_markdown, evaluate, write_report
+from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
 from modules.reporting.folder_cases import folder_cases
 from modules.reporting.image_folder import ImageFolder
 from modules.reporting.image_sets import (
@@ -22,6 +23,7 @@ from modules.reporting.image_sets import (
     name_prompts,
 )
 from modules.reporting.rebuild_cases import StoredSamples, rebuild_cases
+from modules.reporting.wandb_table import log_report
 
 Settings = Mapping[str, Any]
 """The keys of conf/eval.yaml, as given."""
@@ -48,7 +50,7 @@ class Task:
 
     Args:
         needs: keys that must be given.
-        run: writes the report below `out` and returns it as Markdown.
+        run: writes the report below `out` and returns what to tell of it.
     """
 
     needs: tuple[str, ...]
@@ -56,7 +58,7 @@ class Task:
 
 
 def run_task(settings: Settings, data: DataAccess) -> str:
-    """Run `task` and return its report as Markdown.
+    """Run `task` and return what to tell of it: the report as Markdown, and where it lies.
 
     Raises:
         UserError: there is no such task, or a key is missing.
@@ -128,13 +130,16 @@ def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
         if scorer.cut:
             notes.append(f"{len(scorer.cut)} prompts are longer than CLIP reads, and were cut.")
     cases = image_cases(folder, prompts, options)
-    pairs = evaluate(cases, options, out, ImageCaseScorer(prompts, scorer))
+    score_case = ImageCaseScorer(folder, prompts, scorer)
+    pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]), score_case)
+    if pairs is None:
+        return _unfinished(settings, out)
     if reference is not None:
         sets, more = compare_sets(folder, reference, networks, options)
         notes += more
     images = {"sets": sets, "notes": notes}
     report = write_report(pairs, options, about, describe_environment(), out, images=images)
-    return as_markdown(report)
+    return _told(report, settings, out)
 
 
 TASKS = {
@@ -144,16 +149,34 @@ TASKS = {
 
 
 def _scoring_options(settings: Settings) -> ScoringOptions:
-    keys = ("num_samples", "num_views", "resolution_px", "seed")
-    return ScoringOptions(**{key: settings[key] for key in keys})
+    keys = ("num_samples", "num_views", "resolution_px", "seed", "lpips_weights")
+    options = ScoringOptions(**{key: settings[key] for key in keys})
+    if options.lpips_weights is None:
+        print("LPIPS is left out: lpips_weights=FILE adds it (docs/metrics.md says which)")
+    else:
+        load_lpips(options.lpips_weights)  # kept for all pairs; wrong weights are told before them
+    return options
 
 
 def _score_meshes(
     cases: Sequence[Case], options: ScoringOptions, settings: Settings, out: Path
 ) -> str:
     about = about_inputs(settings, "meshes", "shards", "checkpoint", "reference")
-    pairs = evaluate(cases, options, out)
-    return as_markdown(write_report(pairs, options, about, describe_environment(), out))
+    pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]))
+    if pairs is None:
+        return _unfinished(settings, out)
+    return _told(write_report(pairs, options, about, describe_environment(), out), settings, out)
+
+
+def _unfinished(settings: Settings, out: Path) -> str:
+    return f"{out}: shard {settings['shard']} is done; the one that ends last writes the report"
+
+
+def _told(report: Mapping[str, Any], settings: Settings, out: Path) -> str:
+    """Return the report as Markdown, after logging it where that was asked for."""
+    if (project := settings["wandb"]["project"]) is not None:
+        log_report(report, out, project=project, offline=settings["wandb"]["offline"])
+    return f"{as_markdown(report)}\nreport: {out / 'report.html'}"
 
 
 def about_inputs(settings: Settings, *keys: str) -> dict[str, str]:

@@ -80,6 +80,44 @@ def test_folders_are_scored_pair_by_pair_and_failures_are_counted(folders, tmp_p
     assert not list(out.rglob("*.partial"))
 
 
+def test_four_shards_give_the_figures_of_one_process(folders, tmp_path):
+    meshes, reference = folders
+    inputs = ("task=meshes", f"meshes={meshes}", f"reference={reference}")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert evaluate(*inputs, f"out={whole}").returncode == 0
+    for i in (2, 0, 3):
+        result = evaluate(*inputs, f"out={parts}", f"shard={i}/4")
+        assert "writes the report" in result.stdout, result.stderr
+        assert not (parts / "report.json").exists()
+    assert evaluate(*inputs, f"out={parts}", "shard=1/4").returncode == 0
+    one, four = (json.loads((out / "report.json").read_text()) for out in (whole, parts))
+    assert one == four
+    result = evaluate(*inputs, f"out={parts}", "shard=4/4")
+    assert (result.returncode, "shard=4/4 is no share" in result.stderr) == (1, True)
+
+
+def test_a_report_goes_to_wandb_with_pictures_and_meshes(folders, tmp_path):
+    meshes, reference = folders
+    out = tmp_path / "out"
+    inputs = ("task=meshes", f"meshes={meshes}", f"reference={reference}", f"out={out}")
+    result = evaluate(*inputs, "wandb.project=relief")
+    assert result.returncode == 0, result.stderr
+    [run] = (out / "wandb").glob("offline-run-*")
+    [table] = run.rglob("*.table.json")
+    content = json.loads(table.read_text())
+    names = [row[0] for row in content["data"]]
+    assert sorted(names) == sorted(
+        ["equal", "large", "broken", "empty", "mesh_only", "reference_only"]
+    )
+    large = dict(zip(content["columns"], content["data"][names.index("large")], strict=True))
+    assert large["chamfer_l1"] == pytest.approx(0.015, rel=0.05)
+    assert (large["picture"], large["points"]) == ("Image", "Object3D")
+    assert len([path for path in run.rglob("*") if path.suffix == ".glb"]) == 1  # W&B takes no PLY
+    broken = dict(zip(content["columns"], content["data"][names.index("broken")], strict=True))
+    assert broken["failed"]
+    assert broken["points"] is None
+
+
 def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
     shards = write_sphere_shards(tmp_path / "shards", num_samples=2, resolution_px=64)
     out = tmp_path / "out"
@@ -103,6 +141,7 @@ def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
         (["task=rebuild", "out=x"], "shards=DIR"),
         (["task=meshes", "meshes=/no/such", "reference=/no/such", "out=x"], "/no/such"),
         (["task=rebuild", "shards=/no/such", "out=x"], "/no/such"),
+        (["task=meshes", "meshes=a", "reference=b", "out=x", "lpips_weights=/no/w"], "/no/w"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(arguments, said):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from balls import write_ball
-from two_nodes import TwoNodes, why_not
+from two_nodes import TwoNodes
 
 from data_pipeline.contract import RenderSpec, UserError
 from data_pipeline.render.command import find_blender_python, render_assets
@@ -20,17 +20,12 @@ REPOSITORY = Path(__file__).parents[2]
 LEASE_S = 6
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
+@pytest.fixture(autouse=True)
+def blender():
     try:
         find_blender_python(None)
     except UserError as error:
         pytest.skip(str(error))
-    with TwoNodes(tmp_path / "slurm") as nodes:
-        yield nodes
 
 
 def wait_for(condition, what: str, timeout_s: float = 120.0) -> None:

@@ -139,15 +139,15 @@ def test_equal_colours_are_at_the_ceiling_and_a_known_difference_gives_its_psnr(
 
 
 def test_the_mask_is_the_union_of_silhouettes_grown_by_one_pixel():
-    blank = np.ones((1, 9, 9, 3))
+    blank = np.ones((1, 12, 12, 3))
     predicted, reference = blank.copy(), blank.copy()
-    hits = np.zeros((2, 1, 9, 9), dtype=bool)
+    hits = np.zeros((2, 1, 12, 12), dtype=bool)
     hits[0, 0, 4, 3], hits[1, 0, 4, 4] = True, True
     predicted[0, 4, 3] = 0.0
     reference[0, 4, 4] = 0.0
     figures = image_figures(predicted, hits[0], reference, hits[1])
     assert figures["psnr_masked"] == pytest.approx(psnr(2 / 12))  # 3 x 4 pixels, two wholly wrong
-    assert figures["psnr_unmasked"] == pytest.approx(psnr(2 / 81))
+    assert figures["psnr_unmasked"] == pytest.approx(psnr(2 / 144))
     assert figures["mask_iou"] == 0.0
 
 
