@@ -143,11 +143,15 @@ class ImageCaseScorer:
     """Turns a case of `image_cases` into a pair of the report.
 
     Args:
+        folder: the images.
         prompts: by name; None when images are not held against prompts.
         scorer: None likewise.
     """
 
-    def __init__(self, prompts: Mapping[str, str] | None, scorer: PromptScorer | None) -> None:
+    def __init__(
+        self, folder: ImageFolder, prompts: Mapping[str, str] | None, scorer: PromptScorer | None
+    ) -> None:
+        self._folder = folder
         self._prompts = prompts or {}
         self._scorer = scorer
 
@@ -156,7 +160,7 @@ class ImageCaseScorer:
         del options
         text = self._prompts.get(case.name, "")
         pair = {"name": case.name, "failed": None, "truth": "prompt" if text else None}
-        pair |= {"prompt": text, "metrics": {}, "floor": {}, "picture": None}
+        pair |= {"prompt": text, "metrics": {}, "floor": {}, "picture": None, "mesh": None}
         try:
             images = case.load()
         except UserError as error:
@@ -164,7 +168,8 @@ class ImageCaseScorer:
         shown = [fit_image(image, PICTURE_PX, crop=True) for image in images[:PICTURE_VIEWS]]
         write_bytes(out / picture, to_png(side_by_side(shown)))
         metrics = self._scorer.figures(images, text) if self._scorer else {}
-        return pair | {"metrics": metrics, "picture": picture}
+        mesh = str(self._folder.files[case.name]) if self._folder.has_meshes else None
+        return pair | {"metrics": metrics, "picture": picture, "mesh": mesh}
 
 
 def check_set_sizes(folder: ImageFolder, reference: ImageFolder, options: ImageSetOptions) -> None:

@@ -148,8 +148,8 @@ def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
         if scorer.cut:
             notes.append(f"{len(scorer.cut)} prompts are longer than CLIP reads, and were cut.")
     cases = image_cases(folder, prompts, options)
-    shard = Shard.parse(settings["shard"])
-    pairs = evaluate(cases, options, out, shard, ImageCaseScorer(prompts, scorer))
+    score_case = ImageCaseScorer(folder, prompts, scorer)
+    pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]), score_case)
     if pairs is None:
         return _more_to_come(settings, out)
     if reference is not None:
