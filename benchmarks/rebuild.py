@@ -57,6 +57,7 @@ METHODS = (
 )  # fmt: skip
 FLOOR = "floor"
 TRIM = 0.02  # of the vertices
+LARGEST_MISFIT = 0.002  # of rendered points from the original: beyond, it is another shape
 LEAST_UNSEEN = 0.001  # share of the surface: below, an asset has no recall of what is unseen
 COLUMNS = {
     "f_score_0.005": "F@.005",
@@ -181,11 +182,20 @@ def _score(
     rebuilt: dict[str, dict[str, Any]],
     meshes: Path | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of every rebuild of one sample, and of the floor if wanted."""
-    meta = json.loads(shard_set.read(i)["meta.json"])
+    """Return the figures of every rebuild of one sample, and of the floor if wanted.
+
+    None where the original, as read here, is not what was rendered: skinned meshes are not posed.
+    """
+    members = shard_set.read(i)
+    meta = json.loads(members["meta.json"])
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
     truth = load_mesh(original).transformed(frame)
     surface, options = _Reference(truth.vertices, truth.faces), ScoringOptions()
+    rendered = decode_sample(members)["geometry"]["surface_position"].astype(np.float64)
+    away = np.percentile(surface.nearest(rendered)[0], 95)
+    if away > LARGEST_MISFIT:
+        print(f"{meta['uid']} is left out: what was rendered is {away:.3f} from {original}")
+        return {}
     unseen = surface.unseen(layout_cameras(meta), options)
     scored: dict[str, dict[str, Any]] = {}
     for method in wanted:
