@@ -18,7 +18,9 @@ def main(config: DictConfig) -> None:
     """Evaluate, write the report, print its table."""
     # The figures' libraries take seconds to import; a mistyped key is told before that.
     from data_pipeline.loading.samples import decode_sample
+    from data_pipeline.loading.split import held_back
     from data_pipeline.shards.manifest import ShardSet
+    from data_pipeline.sources.patterns import COLOURS
     from data_pipeline.sources.table import captions_of, read_table
     from modules.reporting.tasks import DataAccess, run_task
 
@@ -28,7 +30,13 @@ def main(config: DictConfig) -> None:
         rows = read_table(path)
         return [(row["file"], next(iter(captions_of(row, str(path))), None)) for row in rows]
 
-    data = DataAccess(lambda folder: ShardSet(folder, "samples"), decode_sample, read_prompts)
+    data = DataAccess(
+        open_samples=lambda folder: ShardSet(folder, "samples"),
+        decode_sample=decode_sample,
+        read_prompts=read_prompts,
+        held_back=held_back,
+        palette=COLOURS,
+    )
     print(run_task(settings, data))
 
 

@@ -9,6 +9,8 @@ report.json:
     floor        the same of the truth against another sampling of itself: the best there is
     sets, notes  of images only: num_images, num_reference_images and figures (key -> value) of two
                  sets, or null; sentences on what the figures do not tell
+    composition  of task=text_to_3d only: instrument (accuracies of the classifier), confusion
+                 (attribute -> asked -> measured -> count)
     pairs        worst first: name, failed (reason or null), truth (`mesh`, `samples` or `prompt`),
                  prompt (of images), metrics, floor, picture (path below the report's folder, or
                  null), mesh (the file that was scored, or null)
@@ -90,7 +92,7 @@ class Case:
         identity: text that changes when anything changes that its figures depend on.
         load: makes it ready, for meshes as `Loaded`; raises UserError, whose message is the reason
             of the failure.
-        products: files that `load` writes: without them it runs again.
+        products: files that `load` writes: without them it runs again, unless it failed.
     """
 
     name: str
@@ -157,7 +159,10 @@ def evaluate(
 
     def kept(case: Case) -> dict[str, Any] | None:
         pair = _read_kept(_kept_path(out, case), _key(common, case))
-        return pair if all(path.is_file() for path in case.products) else None
+        whole = pair is not None and (
+            pair["failed"] is not None or all(path.is_file() for path in case.products)
+        )
+        return pair if whole else None
 
     mine = cases[shard.index :: shard.count]
     for case in tqdm(mine, desc="evaluate", unit="mesh", delay=1):
@@ -176,25 +181,22 @@ def write_report(
     environment: Mapping[str, str],
     out: Path,
     *,
-    images: Mapping[str, Any] | None = None,
+    template: str = "evaluation.html.j2",
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write report.json, report.md and report.html into `out` and return the report.
 
     Args:
-        pairs: of `evaluate`.
+        pairs: of `evaluate`. A failed one counts as its figures say, or else as the worst.
         options: how figures were taken: a dataclass.
         about: the task and its inputs.
         environment: see `describe_environment`.
         out: the report's folder.
-        images: `sets` and `notes` of a report on images, whose failed pairs carry what they count
-            as.
+        template: of the page.
+        more: further keys of the report.
     """
     failed = [pair for pair in pairs if pair["failed"] is not None]
-    if images is None:
-        scored = [pair["metrics"] for pair in pairs if pair["failed"] is None]
-        summary = summarise(scored, len(failed))
-    else:
-        summary = summarise([pair["metrics"] for pair in pairs])
+    without_figures = sum(not pair["metrics"] for pair in failed)
     report = {
         "schema": SCHEMA,
         "about": dict(about),
@@ -202,16 +204,16 @@ def write_report(
         "options": asdict(options),
         "num_pairs": len(pairs),
         "num_failed": len(failed),
-        "summary": summary,
+        "summary": summarise([pair["metrics"] for pair in pairs], without_figures),
         "floor": summarise([p["floor"] for p in pairs]),
         "pairs": list(pairs),
-        **(images or {}),
+        **(more or {}),
     }
     write_text(out / "report.json", json.dumps(_without_nan(report), indent=1) + "\n")
     write_text(out / "report.md", as_markdown(report))
     rows = table_rows(report["summary"], report["floor"])
     write_page(
-        "evaluation.html.j2" if images is None else "images.html.j2",
+        template,
         out / "report.html",
         report=report,
         rows=rows,
@@ -312,8 +314,8 @@ def _resized(views: UInt8[ndarray, "v h w 4"]) -> UInt8[ndarray, "v h2 w2 4"]:
 def _quality(pair: Mapping[str, Any]) -> tuple[bool, float, str]:
     """Sort key: failures first, then by F-score."""
     metrics = pair["metrics"]
-    quality = metrics.get("f_score_0.02", metrics.get("clip_score", 0.0))
-    return pair["failed"] is None, quality, pair["name"]
+    known = (key for key in ("f_score_0.02", "clip_score", "attributes_right") if key in metrics)
+    return pair["failed"] is None, metrics.get(next(known, ""), 0.0), pair["name"]
 
 
 def _kept_path(out: Path, case: Case) -> Path:

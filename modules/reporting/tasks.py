@@ -7,6 +7,7 @@ from typing import Any
 
 from data_pipeline.contract import UserError
 from modules.latents.autoencoder_files import load_autoencoder
+from modules.metrics.composition import Palette
 from modules.metrics.lpips import load_lpips
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
@@ -25,6 +26,7 @@ from modules.reporting.image_sets import (
 )
 from modules.reporting.latent_cases import latent_cases
 from modules.reporting.rebuild_cases import StoredSamples, rebuild_cases
+from modules.reporting.text_cases import TextBenchmark, TextOptions, confusions, told_instrument
 from modules.reporting.wandb_table import log_report
 
 Settings = Mapping[str, Any]
@@ -39,11 +41,15 @@ class DataAccess:
         open_samples: opens a folder of rendered samples.
         decode_sample: decodes the members of one.
         read_prompts: returns file and caption of every row of a list.
+        held_back: returns which of some uids training holds back, at most so many.
+        palette: sRGB of the colours that procedural captions name.
     """
 
     open_samples: Callable[[Path], StoredSamples]
     decode_sample: Callable[[dict[str, bytes]], dict[str, Any]]
     read_prompts: Callable[[Path], list[tuple[str, str | None]]]
+    held_back: Callable[[Sequence[str], int], list[int]]
+    palette: Palette
 
 
 @dataclass(frozen=True)
@@ -155,8 +161,38 @@ def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
     if reference is not None:
         sets, more = compare_sets(folder, reference, networks, options)
         notes += more
-    images = {"sets": sets, "notes": notes}
-    report = write_report(pairs, options, about, describe_environment(), out, images=images)
+    report = write_report(
+        pairs, options, about, describe_environment(), out,
+        template="images.html.j2", more={"sets": sets, "notes": notes},
+    )  # fmt: skip
+    return _told(report, settings, out)
+
+
+def text_task(settings: Settings, data: DataAccess, out: Path) -> str:
+    """Make meshes of the captions that training held back, and measure what they show."""
+    keys = ("steps", "guidance", "grid", "texture_px", "seed", "num_val", "classifier_steps")
+    options = TextOptions(**{key: settings[key] for key in keys})
+    shard_set = data.open_samples(Path(settings["shards"]))
+    benchmark = TextBenchmark(
+        shard_set,
+        data.decode_sample,
+        data.held_back(shard_set.uids, options.num_val),
+        data.palette,
+        Path(settings["checkpoint"]),
+        options,
+        out,
+        inference_device(settings["device"]),
+    )
+    shard = Shard.parse(settings["shard"])
+    pairs = evaluate(benchmark.cases(settings["count"]), options, out, shard, benchmark.score)
+    if pairs is None:
+        return _more_to_come(settings, out)
+    about = about_inputs(settings, "shards", "checkpoint")
+    composition = {"instrument": benchmark.instrument(), "confusion": confusions(pairs)}
+    report = write_report(
+        pairs, options, about, describe_environment(), out, template="composition.html.j2",
+        more={"composition": composition, "notes": [told_instrument(composition["instrument"])]},
+    )  # fmt: skip
     return _told(report, settings, out)
 
 
@@ -164,6 +200,7 @@ TASKS = {
     "meshes": Task(("meshes",), folder_task),
     "rebuild": Task(("shards",), rebuild_task),
     "latents": Task(("shards", "autoencoder"), latents_task),
+    "text_to_3d": Task(("shards", "checkpoint"), text_task),
 }
 
 

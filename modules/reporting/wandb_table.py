@@ -9,10 +9,10 @@ import wandb
 from jaxtyping import Float
 from numpy import ndarray
 
-from data_pipeline.contract import unit_cube_frame
 from modules.geometry.mesh import load_mesh
 from modules.geometry.rasterize import render_mesh
 from modules.metrics.appearance import unseen_cameras
+from modules.reporting.pictures import in_unit_cube
 
 SHOWN_SUFFIXES = (".glb", ".gltf", ".obj", ".stl")
 """What W&B's viewer opens (`wandb.Object3D.SUPPORTED_TYPES`)."""
@@ -72,9 +72,6 @@ def log_report(report: Mapping[str, Any], out: Path, *, project: str, offline: b
 
 def point_cloud(path: Path) -> Float[ndarray, "p 6"]:
     """Return points that can be seen of a mesh file, in the unit cube, with sRGB from 0 to 255."""
-    mesh = load_mesh(path)
-    used = mesh.vertices[mesh.faces].reshape(-1, 3)
-    mesh = mesh.transformed(unit_cube_frame(used.min(axis=0), used.max(axis=0)))
-    views = render_mesh(mesh, unseen_cameras(CLOUD_VIEWS), CLOUD_PX)
+    views = render_mesh(in_unit_cube(load_mesh(path)), unseen_cameras(CLOUD_VIEWS), CLOUD_PX)
     colours = np.rint(views.rgb[views.hit] * 255.0)
     return np.concatenate([views.coord[views.hit], colours], axis=1)

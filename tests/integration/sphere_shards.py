@@ -26,6 +26,7 @@ def sphere_members(
     resolution_px: int,
     radius: float = 0.5,
     captions: tuple[str, ...] = (),
+    attributes: dict[str, str] | None = None,
 ) -> dict[str, bytes]:
     """Return the members of a sample: a sphere in one colour, seen by ortho6."""
     cameras = view_layout("ortho6")
@@ -55,11 +56,16 @@ def sphere_members(
         sdf_confidence=np.ones(NUM_POINTS, np.float32),
     )
     images = {"rgb": rgba.astype(np.uint8), "normal": coord / radius, "coord": coord, "hit": hit}
-    return members(uid, captions or (f"sphere {uid}",), images, geometry.getvalue())
+    captions = captions or (f"sphere {uid}",)
+    return members(uid, captions, images, geometry.getvalue(), attributes)
 
 
 def members(
-    uid: str, captions: Sequence[str], images: dict[str, np.ndarray], geometry: bytes
+    uid: str,
+    captions: Sequence[str],
+    images: dict[str, np.ndarray],
+    geometry: bytes,
+    attributes: dict[str, str] | None = None,
 ) -> dict[str, bytes]:
     """Return the members of a sample seen by ortho6.
 
@@ -68,10 +74,12 @@ def members(
         captions: of the sample.
         images: rgb (v h w 4, 8 bit), normal and coord (v h w 3, 0 in the background), hit (v h w).
         geometry: content of `geometry.npz`.
+        attributes: what its caption names.
     """
     cameras = view_layout("ortho6")
     meta = {
-        "uid": uid, "source": {}, "licence": "CC0-1.0", "author": "", "captions": list(captions),
+        "uid": uid, "source": {"attributes": attributes or {}}, "licence": "CC0-1.0",
+        "author": "", "captions": list(captions),
         "scale": 1.0, "offset": [0.0, 0.0, 0.0], "cameras": [c.to_json() for c in cameras],
         "lightings": ["albedo"] * len(cameras),
         "conventions": CONVENTIONS_VERSION, "config_hash": "0" * 16,

@@ -1,11 +1,15 @@
 """Autoencoder, encode.py, joint diffusion, export and generation, joined through train.py."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from sphere_shards import sphere_members
 
 import encode
+import eval as evaluation
 import train
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
@@ -25,7 +29,8 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 def make_sample(uid: str, colour: str, radius: float) -> dict[str, bytes]:
     """Members of a sample: a ball of one colour."""
     captions = (f"a {colour} ball", f"{colour} sphere")
-    return sphere_members(uid, COLOURS[colour], RESOLUTION_PX, radius, captions)
+    attributes = {"category": "ball", "colour": colour, "pattern": "plain", "pattern_colour": ""}
+    return sphere_members(uid, COLOURS[colour], RESOLUTION_PX, radius, captions, attributes)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +201,33 @@ def test_the_exported_pipeline_generates_and_textures(runs):
     assert torch.isfinite(images).all()
     textured = pipeline(["a red ball"], [0], steps=2, geometry=images[:1])
     assert torch.equal(textured[:, 1:], images[:1, 1:])
+
+
+def test_held_back_captions_are_made_and_what_they_show_is_measured(runs, shards, tmp_path):
+    pipeline, out = tmp_path / "pipeline", tmp_path / "out"
+    shutil.copytree(runs / "pipeline", pipeline)
+    train_stage(
+        "refiner_decoder", 1, runs, "run", f"shards={shards}", f"paths.pipeline_dir={pipeline}",
+        "data.dataset.num_surface_points=128", "data.dataset.num_sdf_points=256",
+    )  # fmt: skip
+    arguments = [
+        "task=text_to_3d", f"shards={shards}", f"checkpoint={pipeline}", f"out={out}", "num_val=1",
+        "steps=2", "grid=32", "texture_px=64", "classifier_steps=2",
+    ]  # fmt: skip
+    evaluation.main(compose("eval", arguments))
+    report = json.loads((out / "report.json").read_text())
+    [pair] = report["pairs"]
+    assert pair["prompt"] == f"a {pair['asked']['colour']} ball"
+    # one category and one pattern in all: the instrument cannot err on them, nor name another
+    instrument = report["composition"]["instrument"]
+    assert (instrument["num_training"], instrument["num_held_back"]) == (5, 1)
+    assert instrument["true"] == {"category": 1.0, "pattern": 1.0, "colour": 1.0}
+    assert sum(report["composition"]["confusion"]["colour"][pair["asked"]["colour"]].values()) == 1
+    if pair["failed"] is None:  # six steps of training make no ball: a clear failure will do
+        assert pair["metrics"]["category_right"] == 1.0
+        assert pair["nearest"] in {f"ball_{i}" for i in range(NUM_SAMPLES)}
+        assert (out / "generated" / f"{pair['name']}.glb").is_file()
+    assert pair["prompt"] in (out / "report.html").read_text()
 
 
 def test_the_export_is_safetensors_and_json_of_the_averaged_weights(runs):

@@ -1,0 +1,340 @@
+"""The compositional text benchmark: captions of held-back samples to meshes, and what they show.
+
+A procedural caption names category, colour and pattern, and no training sample has the three of a
+held-back one together. The result is measured: see modules/metrics/composition.py.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+from torch.nn import functional
+
+from data_pipeline.contract import UserError, view_layout
+from modules.geometry.mesh import load_mesh, save_mesh
+from modules.geometry.rasterize import Views, render_mesh
+from modules.latents.codec import LatentCodec
+from modules.metrics.composition import (
+    SIDE_PX,
+    AttributeClassifier,
+    Palette,
+    confusion,
+    dominant_colour,
+    nearest_images,
+    train_classifier,
+)
+from modules.pipelines.generation import TextTo25D
+from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.reporting.evaluation import Case
+from modules.reporting.page import write_bytes
+from modules.reporting.pictures import to_png
+from modules.reporting.rebuild_cases import StoredSamples, folder_digest
+
+log = logging.getLogger(__name__)
+
+CLASSIFIED = ("category", "pattern")
+MEASURED = (*CLASSIFIED, "colour")
+RIGHT = (*(f"{key}_right" for key in MEASURED), "attributes_right", "all_right")
+"""Figures of a pair: 1 where what was asked for was measured, their mean, and whether all are 1."""
+
+MOST_TRAINING = 4000
+"""Training samples that the classifier learns from and the nearest one is looked for among."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How results are made and measured.
+
+    Args:
+        steps: of the sampler.
+        guidance: its scale.
+        grid: cells along the unit cube's side.
+        texture_px: side of the texture.
+        seed: the first result's seed; every result has its own.
+        num_val: samples that training held back (data.num_val).
+        classifier_steps: of the classifier's training.
+    """
+
+    steps: int
+    guidance: float
+    grid: int
+    texture_px: int
+    seed: int
+    num_val: int
+    classifier_steps: int
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "classifier_steps"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        check_mesh_size(self.grid, self.texture_px)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Rendered samples with attributes.
+
+    Args:
+        uids: their names.
+        captions: what they are called.
+        attributes: `category`, `colour`, `pattern` and `pattern_colour` of each.
+        images: rgb on white, then normals, in [-1, 1], at `SIDE_PX`.
+        decoded: the same after a round trip through an autoencoder; empty without one.
+    """
+
+    uids: list[str]
+    captions: list[str]
+    attributes: list[Mapping[str, str]]
+    images: Float[Tensor, "n v 6 h w"]
+    decoded: Float[Tensor, "n2 v2 6 h2 w2"]
+
+
+def read_rendered(
+    shard_set: StoredSamples,
+    decode_sample: Callable[[dict[str, bytes]], dict[str, Any]],
+    indices: Sequence[int],
+    codec: LatentCodec | None = None,
+) -> Rendered:
+    """Read samples of a set, through a codec and back as well if there is one.
+
+    Raises:
+        UserError: one names no category, colour and pattern.
+    """
+    uids, captions, attributes, images, decoded = [], [], [], [], []
+    for i in indices:
+        members = shard_set.read(i)
+        meta = json.loads(members["meta.json"])
+        known = meta["source"].get("attributes") or {}
+        if missing := [key for key in MEASURED if key not in known]:
+            raise UserError(
+                f"sample {meta['uid']} names no {', '.join(missing)}: task=text_to_3d measures "
+                "sets of source=procedural"
+            )
+        sample = decode_sample(members)
+        uids.append(meta["uid"])
+        captions.append(sample["caption"])
+        attributes.append(known)
+        images.append(classifier_input(sample["images"]))
+        if codec is not None:
+            batch = sample["images"][None].to(codec.mean.device)
+            decoded.append(classifier_input(codec.decode(codec.encode(batch))[0].cpu()))
+    trips = torch.stack(decoded) if decoded else torch.empty(0, 0, 6, SIDE_PX, SIDE_PX)
+    return Rendered(uids, captions, attributes, torch.stack(images), trips)
+
+
+def classifier_input(images: Float[Tensor, "m v 3 h w"]) -> Float[Tensor, "v 6 h2 w2"]:
+    """Return the rgb and normal of 2.5D images, averaged down to the classifier's side."""
+    pair = torch.cat([images[0], images[1]], dim=1).float()
+    return functional.interpolate(pair, size=SIDE_PX, mode="area")
+
+
+def views_input(views: Views) -> Float[Tensor, "v 6 h w"]:
+    """Return the same of a mesh's views."""
+    pair = np.concatenate([views.rgb * 2.0 - 1.0, views.normal], axis=-1)
+    return torch.from_numpy(pair.transpose(0, 3, 1, 2)).float()
+
+
+class TextBenchmark:
+    """Trains the measuring instrument on a set's training part, checks it, and makes the cases.
+
+    Args:
+        shard_set: rendered procedural samples, those that the pipeline was trained on.
+        decode_sample: that of data_pipeline.loading.samples.
+        held_back: numbers of the samples that training never saw.
+        palette: the named colours.
+        checkpoint: pipeline folder.
+        options: how results are made.
+        out: folder that takes the classifier, the meshes and the pictures.
+        device: of the generator.
+
+    Raises:
+        UserError: too few samples, or samples without attributes.
+    """
+
+    def __init__(
+        self,
+        shard_set: StoredSamples,
+        decode_sample: Callable[[dict[str, bytes]], dict[str, Any]],
+        held_back: Sequence[int],
+        palette: Palette,
+        checkpoint: Path,
+        options: TextOptions,
+        out: Path,
+        device: torch.device,
+    ) -> None:
+        if not held_back:
+            raise UserError(
+                f"num_val={options.num_val} holds back nothing of {len(shard_set.uids)} samples: "
+                "give as much as training did (data.num_val), and at least five samples"
+            )
+        hidden = set(held_back)
+        seen = [i for i in range(len(shard_set.uids)) if i not in hidden]
+        seen = seen[:: -(-len(seen) // MOST_TRAINING)]
+        self.palette, self.options, self.out = palette, options, out
+        self.generate = TextTo25D.from_pretrained(checkpoint).to(device)
+        self.training = read_rendered(shard_set, decode_sample, seen)
+        codec = self.generate.codec
+        self.held_back = read_rendered(shard_set, decode_sample, held_back, codec)
+        self.reconstruct = Reconstructor.from_pretrained(checkpoint)
+        self.identity = f"{shard_set.sha256} {folder_digest(checkpoint)} {json.dumps(seen)}"
+        self.classifier = self._classifier(
+            f"{shard_set.sha256} {json.dumps(seen)} {options.classifier_steps}"
+        )
+
+    def _classifier(self, identity: str) -> AttributeClassifier:
+        """Return the classifier, trained unless an earlier run of the same set left it."""
+        source = Path(train_classifier.__code__.co_filename).read_bytes()
+        name = hashlib.sha256(identity.encode() + source).hexdigest()[:16]
+        path = self.out / f"classifier-{name}.safetensors"
+        if not path.is_file():
+            every = [*self.training.attributes, *self.held_back.attributes]
+            labels = {key: sorted({each[key] for each in every}) for key in CLASSIFIED}
+            steps = self.options.classifier_steps
+            log.info("training the classifier of %s: %d steps", " and ".join(CLASSIFIED), steps)
+            training = self.training
+            train_classifier(training.images, training.attributes, labels, steps=steps).save(path)
+        return AttributeClassifier.load(path)
+
+    def instrument(self) -> dict[str, Any]:
+        """Return how often the instrument is right: on true held-back renders, and decoded ones.
+
+        Keys `true` and `round_trip` hold `{attribute: share}`, `nearest` the median distance of a
+        held-back render to its nearest training render: what a result that is no copy may have.
+        """
+        nearest = nearest_images(self.held_back.images, self.training.images)
+        return {
+            "num_training": len(self.training.uids),
+            "num_held_back": len(self.held_back.uids),
+            "true": self._accuracy(self.held_back.images),
+            "round_trip": self._accuracy(self.held_back.decoded),
+            "nearest": float(np.median([each.distance for each in nearest])),
+        }
+
+    def _accuracy(self, images: Float[Tensor, "n v 6 h w"]) -> dict[str, float]:
+        found = [
+            self.measure(each, attributes)
+            for each, attributes in zip(images, self.held_back.attributes, strict=True)
+        ]
+        return {
+            key: float(
+                np.mean(
+                    [
+                        measured[key] == true[key]
+                        for measured, true in zip(found, self.held_back.attributes, strict=True)
+                    ]
+                )
+            )
+            for key in MEASURED
+        }
+
+    def measure(self, images: Float[Tensor, "v 6 h w"], asked: Mapping[str, str]) -> dict[str, str]:
+        """Return the category, pattern and colour that images show."""
+        rgb = images[:, :3].permute(0, 2, 3, 1).double().numpy() / 2.0 + 0.5
+        hit = images[:, 3:].norm(dim=1).numpy() > 0.5
+        [named] = self.classifier.name(images[None])
+        colour = dominant_colour(rgb, hit, self.palette, asked.get("pattern_colour", ""))
+        return named | {"colour": colour}
+
+    def cases(self, count: int | None) -> list[Case]:
+        """Return a case for each held-back caption; with a count, for so many spread over them."""
+        total = len(self.held_back.uids)
+        wanted = total if count is None else min(count, total)
+        return [self._case(k * total // wanted) for k in range(wanted)]
+
+    def _case(self, i: int) -> Case:
+        path = self.out / "generated" / f"{self.held_back.uids[i]}.glb"
+        identity = f"{self.identity} {self.held_back.captions[i]} {asdict(self.options)}"
+        return Case(self.held_back.uids[i], identity, lambda: (i, path), [path])
+
+    def score(self, case: Case, options: TextOptions, out: Path, picture: str) -> dict[str, Any]:
+        """Make a result and return its pair."""
+        i, path = case.load()
+        asked = self.held_back.attributes[i]
+        pair: dict[str, Any] = {
+            "name": case.name, "prompt": self.held_back.captions[i], "failed": None,
+            "truth": "prompt", "metrics": {}, "floor": {}, "picture": None, "mesh": None,
+            "asked": {key: asked[key] for key in MEASURED},
+        }  # fmt: skip
+        start = time.perf_counter()
+        seed = options.seed + i
+        [images] = self.generate(
+            [self.held_back.captions[i]], [seed], options.steps, options.guidance
+        ).cpu()
+        generated = time.perf_counter()
+        try:
+            mesh = self.reconstruct(
+                images, view_layout("ortho6"), grid=options.grid, texture_px=options.texture_px
+            )
+        except UserError as error:
+            wrong = dict.fromkeys(RIGHT, 0.0)
+            return pair | {"failed": str(error), "metrics": wrong}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        extras = {"prompt": self.held_back.captions[i], "seed": seed, "steps": options.steps}
+        save_mesh(mesh, path, extras={"relief": extras | {"guidance": options.guidance}})
+        done = time.perf_counter()
+        views = views_input(render_mesh(load_mesh(path), view_layout("ortho6"), SIDE_PX))
+        measured = self.measure(views, asked)
+        [nearest] = nearest_images(views[None], self.training.images)
+        right = [float(measured[key] == asked[key]) for key in MEASURED]
+        in_images = self.measure(classifier_input(images), asked)
+        rows = [
+            self.held_back.images[i], classifier_input(images), views,
+            self.training.images[nearest.index],
+        ]  # fmt: skip
+        write_bytes(out / picture, to_png(picture_of(rows)))
+        return pair | {
+            "measured": measured,
+            "nearest": self.training.uids[nearest.index],
+            "picture": picture,
+            "mesh": str(path),
+            "metrics": dict(zip(RIGHT, [*right, float(np.mean(right)), min(right)], strict=True))
+            | {f"image_{key}_right": float(in_images[key] == asked[key]) for key in MEASURED}
+            | {
+                "nearest_distance": nearest.distance,
+                "seconds_generate": generated - start,
+                "seconds_reconstruct": done - generated,
+            },
+        }
+
+
+def confusions(pairs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+    """Return a confusion matrix of every attribute over the pairs; a failed one shows `failed`."""
+    return {
+        key: confusion(
+            [
+                (pair["asked"][key], "failed" if pair["failed"] else pair["measured"][key])
+                for pair in pairs
+            ]
+        )
+        for key in MEASURED
+    }
+
+
+def told_instrument(instrument: Mapping[str, Any]) -> str:
+    """Return what `TextBenchmark.instrument` found, as a sentence."""
+
+    def shares(kind: str) -> str:
+        return ", ".join(f"{key} {value:.2f}" for key, value in instrument[kind].items())
+
+    return (
+        f"The instrument itself is right on {shares('true')} of the {instrument['num_held_back']} "
+        f"held-back renders, and on {shares('round_trip')} of them after the autoencoder; they are "
+        f"{instrument['nearest']:.3f} from their nearest training render (median)."
+    )
+
+
+def picture_of(rows: Sequence[Float[Tensor, "v 6 h w"]]) -> UInt8[ndarray, "h w 3"]:
+    """Return the rgb of each row's views, one row below the other."""
+    strips = [torch.cat(list(views[:, :3]), dim=-1) for views in rows]
+    pixels = torch.cat(strips, dim=-2).clamp(-1.0, 1.0).permute(1, 2, 0)
+    return np.ascontiguousarray(np.rint((pixels.numpy() + 1.0) * 127.5).astype(np.uint8))
