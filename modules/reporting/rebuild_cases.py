@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,11 @@ from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.evaluation import Case, Loaded, Truth
 from modules.reporting.folder_cases import SUFFIXES, file_digest
+
+log = logging.getLogger(__name__)
+
+LARGEST_MISFIT = 0.005
+"""How far the 95th percentile of a sample's stored points may lie from its original's surface."""
 
 
 @runtime_checkable
@@ -120,17 +126,29 @@ def originals_by_uid(folder: Path | None) -> Mapping[str, Path]:
 def sample_truth(sample: Mapping[str, Any], frame: SourceFrame, original: Path | None) -> Truth:
     """Return the truth of a decoded sample: its asset's file, or what the sample itself holds.
 
+    A file that is not what was rendered is no truth, which a warning tells: skinned meshes are read
+    here without the pose that Blender gives them, and files may have been exchanged.
+
     Args:
         sample: as `decode_sample` gives it.
         frame: of the sample.
         original: file of the asset; None for the stored surface points, shown by the views.
     """
-    if original is not None:
-        mesh = load_mesh(original).transformed(frame)
-        return Truth(MeshSurface(mesh.vertices, mesh.faces), mesh)
     points, normals = (
         sample["geometry"][f"surface_{key}"].astype(np.float64) for key in ("position", "normal")
     )
+    if original is not None:
+        mesh = load_mesh(original).transformed(frame)
+        surface = MeshSurface(mesh.vertices, mesh.faces)
+        away = float(np.percentile(surface.nearest(points)[0], 95))
+        if away <= LARGEST_MISFIT:
+            return Truth(surface, mesh)
+        log.warning(
+            "%s is not what was rendered as %s (%.3f away): its stored points are the truth",
+            original,
+            sample["uid"],
+            away,
+        )
     rgb = sample["images"][0].numpy().transpose(0, 2, 3, 1) / 2.0 + 0.5
     rgba = np.concatenate([np.clip(rgb, 0.0, 1.0), sample["hit"].numpy()[..., None]], axis=-1)
     views: UInt8[ndarray, "v h w 4"] = np.rint(rgba * 255.0).astype(np.uint8)

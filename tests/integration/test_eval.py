@@ -124,6 +124,25 @@ def test_a_report_goes_to_wandb_with_pictures_and_meshes(folders, tmp_path):
     assert broken["points"] is None
 
 
+def test_an_original_that_is_not_what_was_rendered_is_no_truth(tmp_path):
+    shards = write_sphere_shards(tmp_path / "shards", num_samples=2, resolution_px=64)
+    (tmp_path / "originals").mkdir()
+    for i, radius in enumerate((0.5, 0.45)):  # the second was rendered at .5
+        ball = trimesh.creation.icosphere(4, radius)
+        ball.export(tmp_path / "originals" / f"sphere_{i}.glb")
+    out = tmp_path / "out"
+    result = evaluate(
+        "task=rebuild", f"shards={shards}", f"reference={tmp_path}/originals", f"out={out}",
+        "grid=48", "texture_px=64",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "sphere_1.glb is not what was rendered" in result.stderr
+    report = json.loads((out / "report.json").read_text())
+    truths = {pair["name"]: pair["truth"] for pair in report["pairs"]}
+    assert truths == {"sphere_0": "mesh", "sphere_1": "samples"}
+    assert report["summary"]["f_score_0.02"]["p10"] > 0.97
+
+
 def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
     shards = write_sphere_shards(tmp_path / "shards", num_samples=2, resolution_px=64)
     out = tmp_path / "out"
