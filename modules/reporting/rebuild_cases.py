@@ -18,6 +18,7 @@ from modules.metrics.appearance import compare_with_views
 from modules.metrics.coherence import mesh_normal_deg
 from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
 from modules.pipelines.reconstruction import Reconstructor
+from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case, Loaded, Truth
 from modules.reporting.folder_cases import SUFFIXES, file_digest
 
@@ -86,14 +87,16 @@ def rebuild_cases(
             sample, meta = decode_sample(members), json.loads(members["meta.json"])
             cameras = layout_cameras(meta)
             frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
-            mesh = reconstruct(sample["images"], cameras, sample["hit"], **settings)
+            cost: dict[str, float] = {}
             out.mkdir(parents=True, exist_ok=True)
-            save_mesh(mesh, out / f"{uid}.glb", frame, {"relief": {"uid": uid}})
+            with measured(cost, "reconstruct"):
+                mesh = reconstruct(sample["images"], cameras, sample["hit"], **settings)
+                save_mesh(mesh, out / f"{uid}.glb", frame, {"relief": {"uid": uid}})
             mesh = load_mesh(out / f"{uid}.glb").transformed(frame)  # what is judged is the file
             images = sample["images"].numpy().transpose(0, 1, 3, 4, 2).astype(np.float64)
             rgb, normal, hit = images[0] / 2.0 + 0.5, images[1], sample["hit"].numpy()
             views = render_mesh(mesh, cameras, hit.shape[1])
-            figures = compare_with_views(views, rgb, hit)
+            figures = cost | compare_with_views(views, rgb, hit)
             figures["input_view_normal_deg"] = mesh_normal_deg(views, normal, hit)
             truth = sample_truth(sample, frame, originals.get(uid))
             return Loaded(mesh, truth, out / f"{uid}.glb", figures)

@@ -7,7 +7,6 @@ held-back one together. The result is measured: see modules/metrics/composition.
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from modules.metrics.composition import (
 )
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import to_png
@@ -265,27 +265,27 @@ class TextBenchmark:
             "truth": "prompt", "metrics": {}, "floor": {}, "picture": None, "mesh": None,
             "asked": {key: asked[key] for key in MEASURED},
         }  # fmt: skip
-        start = time.perf_counter()
+        cost: dict[str, float] = {}
         seed = options.seed + i
-        [images] = self.generate(
-            [self.held_back.captions[i]], [seed], options.steps, options.guidance
-        ).cpu()
-        generated = time.perf_counter()
-        try:
-            mesh = self.reconstruct(
-                images, view_layout("ortho6"), grid=options.grid, texture_px=options.texture_px
-            )
-        except UserError as error:
-            wrong = dict.fromkeys(RIGHT, 0.0)
-            return pair | {"failed": str(error), "metrics": wrong}
+        caption = self.held_back.captions[i]
+        extras = {
+            "prompt": caption, "seed": seed, "steps": options.steps, "guidance": options.guidance,
+        }  # fmt: skip
+        with measured(cost, "generate"):
+            [images] = self.generate([caption], [seed], options.steps, options.guidance).cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        extras = {"prompt": self.held_back.captions[i], "seed": seed, "steps": options.steps}
-        save_mesh(mesh, path, extras={"relief": extras | {"guidance": options.guidance}})
-        done = time.perf_counter()
+        try:
+            with measured(cost, "reconstruct"):
+                mesh = self.reconstruct(
+                    images, view_layout("ortho6"), grid=options.grid, texture_px=options.texture_px
+                )
+                save_mesh(mesh, path, extras={"relief": extras})
+        except UserError as error:
+            return pair | {"failed": str(error), "metrics": dict.fromkeys(RIGHT, 0.0)}
         views = views_input(render_mesh(load_mesh(path), view_layout("ortho6"), SIDE_PX))
-        measured = self.measure(views, asked)
+        shown = self.measure(views, asked)
         [nearest] = nearest_images(views[None], self.training.images)
-        right = [float(measured[key] == asked[key]) for key in MEASURED]
+        right = [float(shown[key] == asked[key]) for key in MEASURED]
         in_images = self.measure(classifier_input(images), asked)
         rows = [
             self.held_back.images[i], classifier_input(images), views,
@@ -293,17 +293,14 @@ class TextBenchmark:
         ]  # fmt: skip
         write_bytes(out / picture, to_png(picture_of(rows)))
         return pair | {
-            "measured": measured,
+            "measured": shown,
             "nearest": self.training.uids[nearest.index],
             "picture": picture,
             "mesh": str(path),
             "metrics": dict(zip(RIGHT, [*right, float(np.mean(right)), min(right)], strict=True))
             | {f"image_{key}_right": float(in_images[key] == asked[key]) for key in MEASURED}
-            | {
-                "nearest_distance": nearest.distance,
-                "seconds_generate": generated - start,
-                "seconds_reconstruct": done - generated,
-            },
+            | {"nearest_distance": nearest.distance}
+            | cost,
         }
 
 
