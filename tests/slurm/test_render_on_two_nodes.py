@@ -114,4 +114,4 @@ def test_a_task_near_its_time_limit_gives_its_work_back_and_queues_again(cluster
     assert os.listdir(staging.root / "leases") == os.listdir(staging.root / "scratch") == []
     assert len(staging.done_uids()) < 10
     wait_for(lambda: cluster.hurry(job), logs(tmp_path))
-    assert len(staging.done_uids()) == len(staging.records()) == 10
+    assert len(staging.done_uids()) == len(staging.records()) == 10, logs(tmp_path)
