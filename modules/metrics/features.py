@@ -16,7 +16,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model, PretrainedConfig
 
 from data_pipeline.contract import UserError
 
@@ -189,6 +189,10 @@ def _pretrained(part: Any, key: str, source: str) -> Any:
     if looks_like_path and not Path(source).is_dir():
         raise UserError(f"{key}={source} is no folder: give a folder or a hub id")
     try:
+        if (config_class := getattr(part, "config_class", None)) is not None:  # no tokenizer
+            found = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+            if found != config_class.model_type:  # it would load, with random weights
+                raise ValueError(f"it is a {found}, not a {config_class.model_type}")
         return part.from_pretrained(source)
     except (OSError, ValueError) as error:  # what transformers raises; hub errors are OSErrors
         raise UserError(

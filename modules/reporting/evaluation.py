@@ -138,8 +138,8 @@ def evaluate(
     """Score the shard's cases; return the pairs of all of them, worst first, once all are scored.
 
     Every finished pair is kept below `out`, so an interrupted command goes on where it stopped, and
-    is scored anew when its inputs, the options or this code have changed. A pair's figures do not
-    depend on the others, so they are the same from one process and from many.
+    is scored anew when it failed, or its inputs, the options or this code have changed. A pair's
+    figures do not depend on the others, so they are the same from one process and from many.
 
     Args:
         cases: the pairs.
@@ -166,7 +166,8 @@ def evaluate(
 
     mine = cases[shard.index :: shard.count]
     for case in tqdm(mine, desc="evaluate", unit="mesh", delay=1):
-        if kept(case) is None:
+        pair = kept(case)
+        if pair is None or pair["failed"] is not None:  # what made it fail may have been mended
             path = _kept_path(out, case)
             pair = score_case(case, options, out, f"pictures/{path.stem}.png")
             write_text(path, json.dumps({"key": _key(common, case), "pair": pair}))
@@ -196,7 +197,8 @@ def write_report(
         more: further keys of the report.
     """
     failed = [pair for pair in pairs if pair["failed"] is not None]
-    without_figures = sum(not pair["metrics"] for pair in failed)
+    # Pairs with a prompt carry what they count as; images held against a set alone count nothing.
+    without_figures = sum(not pair["metrics"] and "prompt" not in pair for pair in failed)
     report = {
         "schema": SCHEMA,
         "about": dict(about),
@@ -254,7 +256,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     lines += ["", *(f"Note: {note}" for note in report["notes"])] if report.get("notes") else []
     failed = [pair for pair in report["pairs"] if pair["failed"] is not None]
     if failed:
-        lines += ["", "Failed, and counted at their worst:", ""]
+        counted = report["summary"] or not report.get("sets")
+        said = "Failed, and counted at their worst:" if counted else "Unreadable, and left out:"
+        lines += ["", said, ""]
         lines += [f"- {pair['name']}: {pair['failed']}" for pair in failed]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,10 @@
 """Cases from two folders: meshes beside references of the same file name."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from data_pipeline.contract import SourceFrame, UserError, unit_cube_frame
 from modules.geometry.mesh import ColoredMesh, load_mesh
@@ -42,7 +44,7 @@ def folder_cases(meshes: Path, reference: Path) -> list[Case]:
             return Loaded(load_mesh(path).transformed(frame), Truth(surface, truth), path)
 
         files = [folder[name] for folder in (predicted, truths) if name in folder]
-        return Case(name, " ".join(map(file_digest, files)), load)
+        return Case(name, " ".join(map(asset_digest, files)), load)
 
     return [case(name) for name in sorted(predicted.keys() | truths.keys())]
 
@@ -67,6 +69,30 @@ def named_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, P
             )
         found[path.stem] = path
     return found
+
+
+NAMED_FILE = re.compile(
+    r'^\s*mtllib\s+(.+?)\s*$|^\s*map_\w+\s+(.+?)\s*$|"uri"\s*:\s*"([^"]+)"', re.MULTILINE
+)
+"""How .obj, .mtl and .gltf name other files."""
+
+
+def asset_digest(path: Path) -> str:
+    """Return a hash of a mesh file and of the materials, textures and buffers that it names."""
+    parts, todo, seen = [], [path], set()
+    while todo:
+        file = todo.pop()
+        parts.append(file_digest(file))
+        names_others = file.suffix.lower() in (".obj", ".mtl", ".gltf")
+        if file in seen or not names_others or not file.is_file():
+            continue
+        seen.add(file)
+        for match in NAMED_FILE.finditer(file.read_text("utf-8", errors="replace")):
+            name = next(filter(None, match.groups()))
+            if not name.startswith("data:"):
+                names = sorted({name, name.split()[-1], unquote(name)})  # -o 1 1 1 before the name
+                todo += [file.parent / each for each in names if (file.parent / each).is_file()]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _filling_frame(mesh: ColoredMesh, path: Path) -> SourceFrame:

@@ -17,7 +17,7 @@ from data_pipeline.contract import UserError
 from modules.geometry.mesh import ColoredMesh, load_mesh
 from modules.metrics.appearance import unseen_cameras
 from modules.reporting.evaluation import code_digest
-from modules.reporting.folder_cases import SUFFIXES, file_digest, named_files
+from modules.reporting.folder_cases import SUFFIXES, asset_digest, named_files
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import in_unit_cube, shaded_views, to_png
 
@@ -85,7 +85,7 @@ class ImageFolder:
         file = self.files[name]
         if not self.has_meshes:
             return [read_image(file)]
-        kind = json.dumps([file_digest(file), file.suffix, asdict(self._options), code_digest()])
+        kind = json.dumps([asset_digest(file), file.suffix, asdict(self._options), code_digest()])
         key = hashlib.sha256(kind.encode()).hexdigest()[:24]
         paths = [self._cache / f"{key}-{i:02d}.png" for i in range(self._options.num_views)]
         if not all(path.is_file() for path in paths):

@@ -20,7 +20,7 @@ from modules.metrics.features import (
 )
 from modules.metrics.sets import ClipScore, Cmmd, FrechetDistance, KernelDistance, RPrecision
 from modules.reporting.evaluation import PICTURE_PX, PICTURE_VIEWS, Case
-from modules.reporting.folder_cases import file_digest
+from modules.reporting.folder_cases import asset_digest
 from modules.reporting.image_folder import ImageFolder, ViewOptions, file_name
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import side_by_side, to_png
@@ -133,7 +133,7 @@ def image_cases(
                 raise UserError("there is no prompt for this file")
             return folder.images(name)
 
-        digest = file_digest(folder.files[name]) if name in folder.files else "no file"
+        digest = asset_digest(folder.files[name]) if name in folder.files else "no file"
         return Case(name, f"{digest} {every} {weights}", load)
 
     return [case(name) for name in sorted(folder.files.keys() | texts.keys())]

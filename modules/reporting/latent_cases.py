@@ -19,7 +19,7 @@ from modules.metrics.geometry import MeshSurface, compare_surfaces
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.evaluation import Case, Loaded
-from modules.reporting.folder_cases import file_digest
+from modules.reporting.folder_cases import asset_digest
 from modules.reporting.pictures import shaded_views, side_by_side, turntable_cameras
 from modules.reporting.rebuild_cases import StoredSamples, originals_by_uid, sample_truth, spread
 
@@ -83,7 +83,7 @@ def latent_cases(
             figures |= {f"true_images_{key}": value for key, value in best.items()}
             return Loaded(meshes[1], truth, None, figures, round_trip_picture(*pair, meshes))
 
-        digest = file_digest(originals[uid]) if uid in originals else "stored samples"
+        digest = asset_digest(originals[uid]) if uid in originals else "stored samples"
         identity = f"{shard_set.sha256} latents {weights} {dict(settings)} {digest}"
         return Case(uid, identity, load)
 

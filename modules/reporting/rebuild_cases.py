@@ -20,7 +20,7 @@ from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case, Loaded, Truth
-from modules.reporting.folder_cases import SUFFIXES, file_digest
+from modules.reporting.folder_cases import SUFFIXES, asset_digest, file_digest
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def rebuild_cases(
             truth = sample_truth(sample, frame, originals.get(uid))
             return Loaded(mesh, truth, out / f"{uid}.glb", figures)
 
-        digest = file_digest(originals[uid]) if uid in originals else "stored samples"
+        digest = asset_digest(originals[uid]) if uid in originals else "stored samples"
         identity = f"{shard_set.sha256} {weights} {dict(settings)} {digest}"
         return Case(uid, identity, load, [out / f"{uid}.glb"])
 

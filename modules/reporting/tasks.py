@@ -145,7 +145,7 @@ def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
         check_set_sizes(folder, reference, options)
     if settings["prompts"] is not None:
         prompts = name_prompts(data.read_prompts(Path(settings["prompts"])), folder)
-    networks = options.networks(inference_device("auto"))
+    networks = options.networks(inference_device(settings["device"]))
     about = about_inputs(settings, "meshes", "prompts", "reference_images")
     notes = []
     if prompts is not None:

@@ -144,6 +144,12 @@ def views_input(views: Views) -> Float[Tensor, "v 6 h w"]:
     return torch.from_numpy(pair.transpose(0, 3, 1, 2)).float()
 
 
+def _asked(shard_set: StoredSamples, i: int) -> tuple[str, ...]:
+    """Return category, pattern and colour of a sample, empty where it names none."""
+    known = json.loads(shard_set.read(i)["meta.json"])["source"].get("attributes") or {}
+    return tuple(known.get(key, "") for key in MEASURED)
+
+
 class TextBenchmark:
     """Trains the measuring instrument on a set's training part, checks it, and makes the cases.
 
@@ -158,7 +164,8 @@ class TextBenchmark:
         device: of the generator.
 
     Raises:
-        UserError: too few samples, or samples without attributes.
+        UserError: too few samples, samples without attributes, or held-back ones whose attributes
+            training has seen together.
     """
 
     def __init__(
@@ -180,6 +187,14 @@ class TextBenchmark:
         hidden = set(held_back)
         seen = [i for i in range(len(shard_set.uids)) if i not in hidden]
         seen = seen[:: -(-len(seen) // MOST_TRAINING)]
+        asked = [_asked(shard_set, i) for i in range(len(shard_set.uids))]
+        shown = {asked[i] for i in seen}
+        if repeated := sum(asked[i] in shown for i in held_back if any(asked[i])):
+            raise UserError(
+                f"{repeated} of {len(held_back)} held-back captions name what training samples "
+                "show as well: measure a set in which no combination returns, such as up to 1000 "
+                "samples of source=procedural of one seed"
+            )
         self.palette, self.options, self.out = palette, options, out
         self.generate = TextTo25D.from_pretrained(checkpoint).to(device)
         self.training = read_rendered(shard_set, decode_sample, seen)

@@ -68,6 +68,10 @@ def log_report(report: Mapping[str, Any], out: Path, *, project: str, offline: b
         for key, statistics in report["summary"].items():
             run.summary.update({f"{key}.{name}": value for name, value in statistics.items()})
         run.summary.update({key: report[key] for key in ("num_pairs", "num_failed")})
+        figures = (report.get("sets") or {}).get("figures", {})
+        run.summary.update({f"sets.{key}": value for key, value in figures.items()})
+        if "composition" in report:
+            run.summary.update({"instrument": report["composition"]["instrument"]})
 
 
 def point_cloud(path: Path) -> Float[ndarray, "p 6"]:

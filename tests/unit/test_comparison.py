@@ -23,7 +23,8 @@ def report(f_scores: dict[str, float | None], **options: float) -> dict:
         }
         for name, score in f_scores.items()
     ]
-    return {"schema": 1, "options": {"seed": 0, **options}, "pairs": pairs}
+    summary = {key: {"median": 0.0} for key in ("f_score_0.02", "chamfer_l1")}
+    return {"schema": 1, "options": {"seed": 0, **options}, "summary": summary, "pairs": pairs}
 
 
 def scores(values: np.ndarray) -> dict[str, float | None]:
@@ -71,6 +72,11 @@ def test_a_failed_pair_counts_at_its_worst():
     rows = compare(first, second)
     assert rows["f_score_0.02"].change == pytest.approx(-0.3)
     assert rows["chamfer_l1"].change == pytest.approx(0.3)
+
+
+def test_a_pair_that_failed_twice_brings_no_figure_that_neither_report_has():
+    rows = compare(report({"a": 0.5, "b": None}), report({"a": 0.6, "b": None}))
+    assert rows.keys() == {"f_score_0.02", "chamfer_l1"}
 
 
 def test_reports_that_cannot_be_compared_are_refused(tmp_path: Path):

@@ -14,6 +14,7 @@ from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from modules.metrics.features import InceptionNetwork
 from modules.reporting.comparison import compare_files
+from modules.reporting.folder_cases import asset_digest
 from modules.reporting.image_folder import ImageFolder, ViewOptions, file_name, read_image
 
 MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / "eval.py"))["main"]
@@ -193,3 +194,21 @@ def test_views_show_the_whole_mesh_on_white_and_transparent_images_too(meshes, t
 )
 def test_a_list_means_a_file_by_its_name_alone(text, name):
     assert file_name(text) == name
+
+
+def test_a_network_of_another_kind_is_refused(meshes, networks, tmp_path):
+    with pytest.raises(UserError, match="it is a clip, not a dinov2"):
+        evaluate(
+            tmp_path, f"meshes={meshes}", f"reference_images={meshes}",
+            f"dinov2={networks['clip']}",
+        )  # fmt: skip
+
+
+def test_a_mesh_is_known_by_its_materials_and_textures_too(tmp_path):
+    (tmp_path / "m.obj").write_text("mtllib m.mtl\nv 0 0 0\n")
+    (tmp_path / "m.mtl").write_text("newmtl a\nmap_Kd -o 0 0 0 paint.png\n")
+    (tmp_path / "paint.png").write_bytes(b"red")
+    before = asset_digest(tmp_path / "m.obj")
+    assert asset_digest(tmp_path / "m.obj") == before
+    (tmp_path / "paint.png").write_bytes(b"blue")
+    assert asset_digest(tmp_path / "m.obj") != before
