@@ -58,7 +58,7 @@ SHARES = ([[0, 4], [1, 2, 3, 5]], [[], [0, 1, 2, 3, 4, 5]])
 
 
 def rank_summaries(rank: int, file: str, out) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     meshes = predictions()
     for shares in SHARES:
@@ -68,7 +68,7 @@ def rank_summaries(rank: int, file: str, out) -> None:
 
 
 def test_two_processes_with_uneven_shares_give_the_figures_of_one(tmp_path: Path):
-    context = multiprocessing.get_context("fork")  # importing torch anew would take ten seconds
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     out = context.Queue()
     ranks = [
         context.Process(target=rank_summaries, args=(rank, f"{tmp_path}/rendezvous", out))

@@ -165,7 +165,7 @@ def test_ties_count_as_guessing_among_the_tied():
 def test_two_processes_with_uneven_shares_measure_what_one_does(tmp_path):
     alone = gloo_shards.measure(*gloo_shards.features(), torch.arange(gloo_shards.NUM))
     splits = [[17, 7], [24, 0]]
-    start_processes(gloo_shards.main, (splits, str(tmp_path)), nprocs=2, start_method="fork")
+    start_processes(gloo_shards.main, (splits, str(tmp_path)), nprocs=2, start_method="spawn")
     files = sorted(tmp_path.glob("*.txt"))
     assert len(files) == 4
     for file in files:
