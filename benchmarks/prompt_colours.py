@@ -24,25 +24,16 @@ from demo_prompts import learned_captions  # noqa: E402
 
 from data_pipeline.sources.patterns import COLOURS, caption  # noqa: E402
 from data_pipeline.sources.shapes import CATEGORIES  # noqa: E402
+from modules.metrics.composition import dominant_colour  # noqa: E402
 from modules.pipelines.generation import TextTo25D  # noqa: E402
 
 STEPS, BATCH = 20, 8
 
 
-def lab(colours: np.ndarray) -> np.ndarray:
-    """Return CIELAB (n 3) of sRGB colours (n 3) in [0, 1]."""
-    return cv2.cvtColor(colours[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0]
-
-
 def named_colour(images: np.ndarray) -> str:
     """Return the colour that most foreground pixels of images (m v 3 h w) are nearest to."""
     foreground = np.linalg.norm(images[1], axis=1) > 0.5
-    pixels = np.moveaxis(images[0], 1, -1)[foreground] / 2.0 + 0.5
-    if not len(pixels):
-        return "nothing"
-    table = lab(np.array(list(COLOURS.values())) / 255.0)
-    nearest = np.linalg.norm(lab(pixels)[:, None] - table, axis=2).argmin(axis=1)
-    return list(COLOURS)[np.bincount(nearest, minlength=len(COLOURS)).argmax()]
+    return dominant_colour(np.moveaxis(images[0], 1, -1) / 2.0 + 0.5, foreground, COLOURS)
 
 
 def unseen(captions: list[str], count: int) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ import igl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rebuild_peers import Shape, load_open3d, poisson, tsdf
+from rebuild_peers import bare_mesh, load_open3d, poisson, tsdf
 
 from data_pipeline.contract import (
     Camera,
@@ -206,7 +206,7 @@ def _score(
         if method == FLOOR:
             mesh, figures = truth, floor_figures(surface, num_samples=options.num_samples)
         else:
-            mesh = Shape(found["vertices"], found["faces"])
+            mesh = bare_mesh(found["vertices"], found["faces"])
             if meshes is not None:
                 (meshes / method).mkdir(parents=True, exist_ok=True)
                 path = meshes / method / f"{meta['uid']}.ply"
@@ -276,7 +276,7 @@ def _rebuilder(
         return lambda: reconstruct(sample["images"], cameras, sample["hit"], grid=int(size))
     images, hit = sample["images"].numpy().astype(np.float64), sample["hit"].numpy()
 
-    def peer() -> Shape:
+    def peer() -> Mesh:
         observation = lift(images, cameras, hit)
         if name == "tsdf":
             return tsdf(observation, int(size))

@@ -3,13 +3,12 @@
 Both read what ours reads: the true images' foreground pixels with exact positions and normals.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import marching_cubes
 
 from modules.geometry.lift import Observation
+from modules.geometry.mesh import ColoredMesh, smooth_normals
 
 TSDF_HALF_SIDE = 0.54
 TSDF_TRUNCATION = 4.0  # in voxels
@@ -19,24 +18,17 @@ MISSING = (
 )
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Vertices and faces, all that geometric figures need."""
-
-    vertices: NDArray[np.float64]
-    faces: NDArray[np.int64]
-
-    def normals_at(
-        self, face: NDArray[np.int64], barycentric: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Refuse: only the surface is compared here."""
-        raise NotImplementedError
-
-    def colours_at(
-        self, face: NDArray[np.int64], barycentric: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Refuse: only the surface is compared here."""
-        raise NotImplementedError
+def bare_mesh(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> ColoredMesh:
+    """Return a mesh of vertices and faces alone: white, untextured, smooth."""
+    return ColoredMesh(
+        vertices=vertices,
+        faces=faces,
+        corner_normals=smooth_normals(vertices, faces)[faces],
+        corner_uv=np.zeros((len(faces), 3, 2)),
+        corner_tint=np.ones((len(faces), 3, 3)),
+        face_texture=np.full(len(faces), -1),
+        textures=(),
+    )
 
 
 def load_open3d() -> None:
@@ -47,7 +39,7 @@ def load_open3d() -> None:
         raise SystemExit(f"{MISSING}\n({error})") from error
 
 
-def poisson(observation: Observation, depth: int, trim: float) -> Shape:
+def poisson(observation: Observation, depth: int, trim: float) -> ColoredMesh:
     """Return the screened Poisson surface of the lifted points, by Open3D on one thread.
 
     Args:
@@ -65,10 +57,10 @@ def poisson(observation: Observation, depth: int, trim: float) -> Shape:
     if trim > 0.0:
         density = np.asarray(density)
         mesh.remove_vertices_by_mask(density < np.quantile(density, trim))
-    return Shape(np.array(mesh.vertices), np.array(mesh.triangles, dtype=np.int64))
+    return bare_mesh(np.array(mesh.vertices), np.array(mesh.triangles, dtype=np.int64))
 
 
-def tsdf(observation: Observation, cells: int) -> Shape:
+def tsdf(observation: Observation, cells: int) -> ColoredMesh:
     """Return the projective TSDF surface of the views' depth images.
 
     Open3D's volumes take pinhole cameras only. This is the same method in numpy: each voxel takes
@@ -99,4 +91,4 @@ def tsdf(observation: Observation, cells: int) -> Shape:
         whole &= np.roll(whole, 1, axis=axis_number)
     whole[0], whole[:, 0], whole[:, :, 0] = False, False, False
     vertices, faces, _, _ = marching_cubes(volume, 0.0, spacing=(step,) * 3, mask=whole)
-    return Shape(vertices.astype(np.float64) - TSDF_HALF_SIDE, faces.astype(np.int64))
+    return bare_mesh(vertices.astype(np.float64) - TSDF_HALF_SIDE, faces.astype(np.int64))

@@ -8,13 +8,21 @@ from numpy import ndarray
 from scipy.ndimage import binary_dilation
 from skimage.metrics import structural_similarity
 
-from data_pipeline.contract import ORTHO_CAMERA_DISTANCE, Camera, look_at_origin
+from data_pipeline.contract import ORTHO_CAMERA_DISTANCE, Camera, UserError, look_at_origin
 from modules.geometry.mesh import Mesh
 from modules.geometry.rasterize import Views, render_mesh
 from modules.metrics.lpips import Lpips, lpips_figures
 
 PSNR_CEILING_DB = 60.0
 """Given for equal images, whose PSNR is infinite; 8 bit images differ by more or not at all."""
+
+
+def check_views(num_views: int, resolution_px: int) -> None:
+    """Raise UserError unless there are views to look at, of a size that shows something."""
+    if num_views < 1:
+        raise UserError(f"num_views={num_views} shows nothing: give at least 1")
+    if resolution_px < 16:
+        raise UserError(f"resolution_px={resolution_px} is too small: give at least 16")
 
 
 def unseen_cameras(count: int) -> tuple[Camera, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.contract import UserError
 from modules.geometry.mesh import Mesh
-from modules.metrics.appearance import compare_appearance
+from modules.metrics.appearance import check_views, compare_appearance
 from modules.metrics.fidelity import FIDELITY_FAILURES
 from modules.metrics.geometry import (
     F_SCORE_THRESHOLDS,
@@ -92,10 +92,7 @@ class ScoringOptions:
     def __post_init__(self) -> None:
         if self.num_samples < 1000:
             raise UserError(f"num_samples={self.num_samples} is too few: give at least 1000")
-        if self.num_views < 1:
-            raise UserError(f"num_views={self.num_views} shows nothing: give at least 1")
-        if self.resolution_px < 16:
-            raise UserError(f"resolution_px={self.resolution_px} is too small: give at least 16")
+        check_views(self.num_views, self.resolution_px)
         if self.lpips_weights is not None and self.resolution_px < SMALLEST_PX:
             raise UserError(
                 f"resolution_px={self.resolution_px} is too small for LPIPS: give at least "

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_pipeline.contract import UserError
 from modules.geometry.mesh import ColoredMesh, load_mesh
-from modules.metrics.appearance import unseen_cameras
+from modules.metrics.appearance import check_views, unseen_cameras
 from modules.reporting.evaluation import code_digest
 from modules.reporting.folder_cases import SUFFIXES, asset_digest, named_files
 from modules.reporting.page import write_bytes
@@ -43,10 +43,7 @@ class ViewOptions:
     background: str = "white"
 
     def __post_init__(self) -> None:
-        if self.num_views < 1:
-            raise UserError(f"num_views={self.num_views} shows nothing: give at least 1")
-        if self.resolution_px < 16:
-            raise UserError(f"resolution_px={self.resolution_px} is too small: give at least 16")
+        check_views(self.num_views, self.resolution_px)
 
 
 class ImageFolder:

@@ -38,7 +38,7 @@ from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import to_png
-from modules.reporting.rebuild_cases import StoredSamples, folder_digest
+from modules.reporting.rebuild_cases import StoredSamples, folder_digest, spread
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,11 @@ def _asked(shard_set: StoredSamples, i: int) -> tuple[str, ...]:
     return tuple(known.get(key, "") for key in MEASURED)
 
 
+def _right(shown: Mapping[str, str], asked: Mapping[str, str]) -> list[float]:
+    """Return 1 for each of `MEASURED` that is shown as asked, else 0."""
+    return [float(shown[key] == asked[key]) for key in MEASURED]
+
+
 class TextBenchmark:
     """Trains the measuring instrument on a set's training part, checks it, and makes the cases.
 
@@ -186,7 +191,6 @@ class TextBenchmark:
             )
         hidden = set(held_back)
         seen = [i for i in range(len(shard_set.uids)) if i not in hidden]
-        seen = seen[:: -(-len(seen) // MOST_TRAINING)]
         asked = [_asked(shard_set, i) for i in range(len(shard_set.uids))]
         shown = {asked[i] for i in seen}
         if repeated := sum(asked[i] in shown for i in held_back if any(asked[i])):
@@ -195,6 +199,7 @@ class TextBenchmark:
                 "show as well: measure a set in which no combination returns, such as up to 1000 "
                 "samples of source=procedural of one seed"
             )
+        seen = seen[:: -(-len(seen) // MOST_TRAINING)]
         self.palette, self.options, self.out = palette, options, out
         self.generate = TextTo25D.from_pretrained(checkpoint).to(device)
         self.training = read_rendered(shard_set, decode_sample, seen)
@@ -236,21 +241,11 @@ class TextBenchmark:
         }
 
     def _accuracy(self, images: Float[Tensor, "n v 6 h w"]) -> dict[str, float]:
-        found = [
-            self.measure(each, attributes)
-            for each, attributes in zip(images, self.held_back.attributes, strict=True)
+        right = [
+            _right(self.measure(each, true), true)
+            for each, true in zip(images, self.held_back.attributes, strict=True)
         ]
-        return {
-            key: float(
-                np.mean(
-                    [
-                        measured[key] == true[key]
-                        for measured, true in zip(found, self.held_back.attributes, strict=True)
-                    ]
-                )
-            )
-            for key in MEASURED
-        }
+        return dict(zip(MEASURED, np.mean(right, axis=0).tolist(), strict=True))
 
     def measure(self, images: Float[Tensor, "v 6 h w"], asked: Mapping[str, str]) -> dict[str, str]:
         """Return the category, pattern and colour that images show."""
@@ -262,9 +257,7 @@ class TextBenchmark:
 
     def cases(self, count: int | None) -> list[Case]:
         """Return a case for each held-back caption; with a count, for so many spread over them."""
-        total = len(self.held_back.uids)
-        wanted = total if count is None else min(count, total)
-        return [self._case(k * total // wanted) for k in range(wanted)]
+        return [self._case(i) for i in spread(len(self.held_back.uids), count)]
 
     def _case(self, i: int) -> Case:
         path = self.out / "generated" / f"{self.held_back.uids[i]}.glb"
@@ -281,8 +274,7 @@ class TextBenchmark:
             "asked": {key: asked[key] for key in MEASURED},
         }  # fmt: skip
         cost: dict[str, float] = {}
-        seed = options.seed + i
-        caption = self.held_back.captions[i]
+        seed, caption = options.seed + i, self.held_back.captions[i]
         extras = {
             "prompt": caption, "seed": seed, "steps": options.steps, "guidance": options.guidance,
         }  # fmt: skip
@@ -300,12 +292,9 @@ class TextBenchmark:
         views = views_input(render_mesh(load_mesh(path), view_layout("ortho6"), SIDE_PX))
         shown = self.measure(views, asked)
         [nearest] = nearest_images(views[None], self.training.images)
-        right = [float(shown[key] == asked[key]) for key in MEASURED]
-        in_images = self.measure(classifier_input(images), asked)
-        rows = [
-            self.held_back.images[i], classifier_input(images), views,
-            self.training.images[nearest.index],
-        ]  # fmt: skip
+        right, drawn = _right(shown, asked), classifier_input(images)
+        in_images = _right(self.measure(drawn, asked), asked)
+        rows = [self.held_back.images[i], drawn, views, self.training.images[nearest.index]]
         write_bytes(out / picture, to_png(picture_of(rows)))
         return pair | {
             "measured": shown,
@@ -313,7 +302,7 @@ class TextBenchmark:
             "picture": picture,
             "mesh": str(path),
             "metrics": dict(zip(RIGHT, [*right, float(np.mean(right)), min(right)], strict=True))
-            | {f"image_{key}_right": float(in_images[key] == asked[key]) for key in MEASURED}
+            | {f"image_{key}_right": x for key, x in zip(MEASURED, in_images, strict=True)}
             | {"nearest_distance": nearest.distance}
             | cost,
         }

@@ -10,7 +10,10 @@ import pytest
 from analytic import ORTHO6, observe, sphere
 
 from modules.geometry.lift import lift
+from modules.geometry.rasterize import render_mesh
+from modules.metrics.geometry import MeshSurface
 from modules.metrics.mesh_quality import mesh_quality
+from modules.metrics.scoring import ScoringOptions, score
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -53,6 +56,16 @@ def test_without_open3d_the_benchmark_says_what_to_do(benchmark, monkeypatch):
     monkeypatch.setitem(sys.modules, "open3d", None)
     with pytest.raises(SystemExit, match="pip install open3d"):
         benchmark("rebuild_peers").load_open3d()
+
+
+def test_what_a_peer_makes_can_be_scored_and_drawn(benchmark):
+    ball = benchmark("rebuild_peers").tsdf(sphere_seen_at(64), 64)
+    surface = MeshSurface(ball.vertices, ball.faces)
+    figures = score(ball, surface, None, ScoringOptions(num_samples=1000))
+    assert figures["f_score_0.005"] == 1.0
+    views = render_mesh(ball, ORTHO6, 16)
+    assert views.hit.any()
+    assert np.allclose(views.rgb, 1.0)  # white
 
 
 def test_a_failed_rebuild_counts_as_the_worst_in_the_table(benchmark, capsys):
