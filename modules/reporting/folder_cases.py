@@ -1,7 +1,9 @@
 """Cases from two folders: meshes beside references of the same file name."""
 
 import hashlib
+import json
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
@@ -69,6 +71,33 @@ def named_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, P
             )
         found[path.stem] = path
     return found
+
+
+def unposed_note(*folders: Path) -> list[str]:
+    """Return a sentence on the files with a skin, whose pose reading leaves out; or nothing."""
+    found = [path for folder in folders for path in named_files(folder).values() if has_skin(path)]
+    if not found:
+        return []
+    return [
+        f"{len(found)} meshes are skinned, such as {found[0].name}: they were measured as their "
+        "vertices are stored, without the pose that a viewer shows; export them with it applied."
+    ]
+
+
+def has_skin(path: Path) -> bool:
+    """Return whether a glTF file poses a mesh by a skeleton; False where it cannot be read."""
+    try:
+        if path.suffix.lower() == ".gltf":
+            document = json.loads(path.read_bytes())
+        elif path.suffix.lower() == ".glb":
+            with path.open("rb") as file:
+                length = struct.unpack("<12xI4x", file.read(20))[0]
+                document = json.loads(file.read(length))
+        else:
+            return False
+        return any("skin" in node for node in document.get("nodes", ()))
+    except (OSError, ValueError, TypeError, AttributeError, struct.error):
+        return False
 
 
 NAMED_FILE = re.compile(
