@@ -101,11 +101,11 @@ def main() -> None:
     files = sorted(p for p in arguments.reference.rglob("*") if p.suffix.lower() in SUFFIXES)
     originals = {make_uid(path.stem): path for path in files}
     rows, part = _read(arguments.out), arguments.part
-    for shards in arguments.shards:
-        shard_set = ShardSet(shards, "samples")
+    sets = {shards: ShardSet(shards, "samples") for shards in arguments.shards}
+    if missing := {uid for found in sets.values() for uid in found.uids} - originals.keys():
+        raise SystemExit(f"{arguments.reference} holds no original of {', '.join(sorted(missing))}")
+    for shards, shard_set in sets.items():
         for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
-            if uid not in originals:
-                raise SystemExit(f"{arguments.reference} holds no original of {uid}")
             wanted = [m for m in (FLOOR, *methods) if (shards.name, uid, m) not in rows]
             rebuilt = {
                 method: _in_child(_rebuild, shard_set, i, method, arguments.pipeline)
