@@ -48,6 +48,7 @@ COLUMNS = {
     "f_score_0.01": "F@.01",
     "f_score_0.02": "F@.02",
 }
+DEPEND_ON_RULE = ("decoded_mask_iou", "f_score_0.01", "f_score_0.02")
 
 
 def with_background(
@@ -118,10 +119,19 @@ def main() -> None:
             rows.setdefault(f"background {kind}", []).append(figures(*common, None))
             for name, rule in RULES.items() if kind == "grey" else ():
                 rows.setdefault(name, []).append(figures(*common, rule))
-    print("| | " + " | ".join(COLUMNS.values()) + " |\n|---" + "|---" * len(COLUMNS) + "|")
+    backgrounds = {f"background {kind}": rows[f"background {kind}"] for kind in BACKGROUNDS}
+    print(as_table(backgrounds, COLUMNS))
+    rules = {name: rows[name] for name in RULES}
+    print(as_table(rules, {key: COLUMNS[key] for key in DEPEND_ON_RULE}))
+
+
+def as_table(rows: dict[str, list[dict[str, float]]], columns: dict[str, str]) -> str:
+    """Return the medians of each row as a Markdown table."""
+    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, found in rows.items():
-        medians = [np.nanmedian([row[key] for row in found]) for key in COLUMNS]
-        print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in medians) + " |")
+        medians = [np.nanmedian([row[key] for row in found]) for key in columns]
+        lines.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in medians) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
