@@ -13,7 +13,7 @@ from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
-from modules.reporting.folder_cases import folder_cases, unposed_note
+from modules.reporting.folder_cases import file_notes, folder_cases, frame_notes
 from modules.reporting.image_folder import ImageFolder
 from modules.reporting.image_sets import (
     ImageCaseScorer,
@@ -92,7 +92,7 @@ def folder_task(settings: Settings, data: DataAccess, out: Path) -> str:
     options = _scoring_options(settings)
     folders = Path(settings["meshes"]), Path(settings["reference"])
     cases = folder_cases(*folders)
-    return _score_meshes(cases, options, settings, out, notes=unposed_note(*folders))
+    return _score_meshes(cases, options, settings, out, notes=file_notes(*folders))
 
 
 def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
@@ -226,9 +226,8 @@ def _score_meshes(
     pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]))
     if pairs is None:
         return _more_to_come(settings, out)
-    report = write_report(
-        pairs, options, about, describe_environment(), out, more={"notes": list(notes)}
-    )
+    notes = [*notes, *frame_notes(pairs)]
+    report = write_report(pairs, options, about, describe_environment(), out, more={"notes": notes})
     return _told(report, settings, out)
 
 
