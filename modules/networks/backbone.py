@@ -173,6 +173,7 @@ class Backbone(nn.Module, ABC):
                 f"{cls.__name__} runs a {cls.transformer_class.__name__}: choose the denoiser "
                 "config of that model, or another denoiser.backbone.source"
             )
+        transformer: Any
         if _on_meta():
             transformer = nn.Module.to(cls.transformer_class.from_config(found), DTYPES[dtype])
         else:
