@@ -1,42 +1,55 @@
 """The joint denoiser: all views and modalities of an asset, and its text, as one sequence."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from diffusers import Flux2Transformer2DModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data_pipeline.contract import MODALITIES
-from modules.networks.flux2 import run_flux2
+from data_pipeline.contract import MODALITIES, UserError
+from modules.networks.adapters import MixtureOfLoRA
+from modules.networks.backbone import Backbone
+from modules.networks.flux2 import Flux2Backbone
 
-VIEW_STRIDE = 10
-"""Rotary T of view i is `10 * i`: FLUX.2's pipeline numbers its reference images so."""
+Layout = Literal["joint", "tiled"]
 
 
 class JointDenoiser(nn.Module):
     """Denoise the 2.5D latents of whole assets; each modality may have its own noise level.
 
-    Tokens run modality by modality, then view, row, column. Same-pixel tokens of the modalities
-    share their rotary position; learned embeddings, zero at the start, tell modalities and views
-    apart. These are multiplied by the root of the width, so that they grow fast enough: plain ones
-    leave a short training with views that come out in each other's modality.
+    In the `joint` layout every image is a slot of one sequence. Same-pixel tokens of the modalities
+    share their position; learned embeddings, zero at the start, tell modalities and views apart.
+    These are multiplied by the root of the width, so that they grow fast enough: plain ones leave a
+    short training with views that come out in each other's modality.
+
+    In the `tiled` layout, the simple baseline, one canvas holds all images: a row of views for each
+    modality. The model sees one large image at one noise level.
 
     Args:
-        transformer: runs the blocks; must be one without guidance embedding (`guidance_embeds`).
+        backbone: runs the blocks.
         num_views: views of the layout.
+        layout: `joint` or `tiled`.
     """
 
-    def __init__(self, transformer: Flux2Transformer2DModel, num_views: int) -> None:
+    def __init__(self, backbone: Backbone, num_views: int, layout: Layout = "joint") -> None:
         super().__init__()
-        self.transformer = transformer
-        width = transformer.inner_dim
-        self.modality_embedding = nn.Parameter(torch.zeros(len(MODALITIES), width))
-        self.view_embedding = nn.Parameter(torch.zeros(num_views, width))
+        adapters = backbone.adapters
+        if layout == "tiled" and adapters is not None and adapters.modality_rank:
+            raise UserError(
+                "a tiled canvas has no modalities: set denoiser.adapters.modality_rank=0"
+            )
+        self.backbone = backbone
+        self.num_views = num_views
+        self.layout: Layout = layout
+        if layout == "joint":
+            self.modality_embedding = nn.Parameter(torch.zeros(len(MODALITIES), backbone.width))
+            self.view_embedding = nn.Parameter(torch.zeros(num_views, backbone.width))
 
     @classmethod
     def from_scratch(cls, *, num_views: int, **config: Any) -> "JointDenoiser":
-        """Build an untrained denoiser whose first prediction is zero.
+        """Build an untrained denoiser of FLUX.2's class whose first prediction is zero.
 
         Args:
             num_views: views of the layout.
@@ -44,18 +57,42 @@ class JointDenoiser(nn.Module):
         """
         transformer = Flux2Transformer2DModel(**config)
         nn.init.zeros_(transformer.proj_out.weight)
-        return cls(transformer, num_views)
+        return cls(Flux2Backbone(transformer), num_views)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *,
+        num_views: int,
+        backbone: Callable[[], Backbone],
+        adapters: MixtureOfLoRA | None = None,
+        layout: Layout = "joint",
+    ) -> "JointDenoiser":
+        """Build a denoiser on a pretrained backbone.
+
+        Args:
+            num_views: views of the layout.
+            backbone: loads it.
+            adapters: what is trained of it; None is full fine-tuning.
+            layout: `joint` or `tiled`.
+        """
+        loaded = backbone()
+        return cls(loaded if adapters is None else loaded.adapt(adapters), num_views, layout)
 
     @property
     def channels(self) -> int:
         """Channels of the packed latents."""
-        return self.transformer.config["in_channels"]
+        return self.backbone.channels
 
     def forward(
         self,
         latents: Float[Tensor, "b m v c h w"],
         timesteps: Float[Tensor, "b m"],
         text: Float[Tensor, "b k e"],
+        *,
+        pooled: Float[Tensor, "b p"] | None = None,
+        references: Float[Tensor, "b r c hr wr"] | None = None,
+        views: Int[Tensor, "b v"] | None = None,
     ) -> Float[Tensor, "b m v c h w"]:
         """Return the network's prediction (velocity or clean latents, as trained).
 
@@ -63,39 +100,59 @@ class JointDenoiser(nn.Module):
             latents: packed, normalised latents, noisy or clean.
             timesteps: noise level per sample and modality, 0 = clean, 1 = pure noise.
             text: text embeddings; every row has the same length, padding included.
+            pooled: embedding of the whole text, for backbones with a `pooled_width`.
+            references: clean packed latents of images that condition the sample.
+            views: which view of the layout each one is, per sample (`joint` only); by default all
+                in their order.
         """
-        _, num_modalities, num_views, _, height, width = latents.shape
-        tokens = self.transformer.x_embedder(latents.movedim(3, -1))  # b m v h w d
-        gain = self.transformer.inner_dim**0.5
-        tokens = tokens + gain * self.view_embedding[:, None, None]
-        tokens = tokens + gain * self.modality_embedding[:, None, None, None]
-        prediction = run_flux2(
-            self.transformer,
-            tokens.flatten(1, 4),
-            text,
+        if self.layout == "tiled":
+            assert views is None
+            if not torch.compiler.is_compiling() and not (timesteps == timesteps[:, :1]).all():
+                raise UserError(
+                    "a tiled canvas has one noise level: train with system.mix.joint=1 and the "
+                    "other shares at 0; it cannot texture a given mesh"
+                )
+            slots = torch.zeros(1, 1, dtype=torch.long, device=latents.device)
+            canvas = _canvas(latents)[:, None, None]
+            output = self._run(canvas, timesteps[:, :1], text, pooled, None, slots, references)
+            return _images(output[:, 0, 0], latents.shape[1:3])
+        every = torch.arange(self.num_views, device=latents.device)
+        slots = every[None] if views is None else views
+        gain = self.backbone.width**0.5
+        embedding = self.view_embedding[slots][:, None] + self.modality_embedding[:, None]
+        return self._run(latents, timesteps, text, pooled, gain * embedding, slots, references)
+
+    def _run(
+        self,
+        latents: Float[Tensor, "b m v c h w"],
+        timesteps: Float[Tensor, "b m"],
+        text: Float[Tensor, "b k e"],
+        pooled: Float[Tensor, "b p"] | None,
+        embedding: Float[Tensor, "#b m v d"] | None,
+        slots: Int[Tensor, "#b v"],
+        references: Float[Tensor, "b r c hr wr"] | None,
+    ) -> Float[Tensor, "b m v c h w"]:
+        """Run the backbone; references take the slots behind the views."""
+        first = self.num_views if self.layout == "joint" else 1
+        count = 0 if references is None else references.shape[1]
+        output = self.backbone.run(
+            latents,
             timesteps,
-            image_ids(num_modalities, num_views, height, width, latents.device),
-            text_ids(text.shape[1], latents.device),
+            text,
+            pooled=pooled,
+            embedding=embedding,
+            slots=slots,
+            references=references,
+            reference_slots=torch.arange(first, first + count, device=latents.device),
         )
-        return prediction.unflatten(1, (num_modalities, num_views, height, width)).movedim(-1, 3)
+        return output.to(latents.dtype)
 
 
-def image_ids(
-    num_modalities: int, num_views: int, height: int, width: int, device: torch.device
-) -> Float[Tensor, "s 4"]:
-    """Return the rotary positions (T, h, w, l) of all image tokens."""
-    view, row, column = torch.meshgrid(
-        VIEW_STRIDE * torch.arange(num_views, device=device),
-        torch.arange(height, device=device),
-        torch.arange(width, device=device),
-        indexing="ij",
-    )
-    ids = torch.stack([view, row, column, torch.zeros_like(view)], dim=-1).float()
-    return ids.flatten(0, 2).repeat(num_modalities, 1)
+def _canvas(latents: Float[Tensor, "b m v c h w"]) -> Float[Tensor, "b c h2 w2"]:
+    """Return one image of all: a row for each modality, a column for each view."""
+    return latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def text_ids(num_tokens: int, device: torch.device) -> Float[Tensor, "k 4"]:
-    """Return the rotary positions (0, 0, 0, l) of text tokens."""
-    ids = torch.zeros(num_tokens, 4, device=device)
-    ids[:, 3] = torch.arange(num_tokens, device=device)
-    return ids
+def _images(canvas: Float[Tensor, "b c h2 w2"], grid: torch.Size) -> Float[Tensor, "b m v c h w"]:
+    """Undo `_canvas`; `grid` counts modalities and views."""
+    return canvas.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)).permute(0, 2, 4, 1, 3, 5)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError, check_conventions
 from modules.networks.denoiser import JointDenoiser
+from modules.networks.flux2 import Flux2Backbone
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 
 CONFIG_NAME = "denoiser.json"
@@ -32,7 +33,9 @@ def save_denoiser(
         vocabulary: of the text encoder.
         sampling: what a sampler must know: `prediction` and `shift`.
     """
-    denoiser.transformer.save_pretrained(directory / "transformer", safe_serialization=True)
+    denoiser.backbone.transformer.save_pretrained(
+        directory / "transformer", safe_serialization=True
+    )
     embeddings = {name: getattr(denoiser, name).detach().contiguous() for name in EMBEDDINGS}
     save_file(embeddings, directory / "embeddings.safetensors")
     weights = {name: tensor.contiguous() for name, tensor in text_encoder.state_dict().items()}
@@ -68,7 +71,9 @@ def load_denoiser(
         vocabulary = Vocabulary.load(directory / "vocabulary.json")
         text_encoder = TextEncoder(**content["text_encoder"])
         text_encoder.load_state_dict(weights)
-        denoiser = JointDenoiser(transformer, num_views=len(embeddings["view_embedding"]))
+        denoiser = JointDenoiser(
+            Flux2Backbone(transformer), num_views=len(embeddings["view_embedding"])
+        )
         denoiser.load_state_dict(embeddings, strict=False)
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

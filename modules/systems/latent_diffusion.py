@@ -102,7 +102,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def on_fit_start(self) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
-        num_words, views = self.text_encoder.config["max_words"], len(self.denoiser.view_embedding)
+        num_words, views = self.text_encoder.config["max_words"], self.denoiser.num_views
         if self.denoiser.channels != self.spec.channels or views != self.spec.num_views:
             raise UserError(
                 f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} "

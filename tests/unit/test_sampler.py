@@ -37,7 +37,7 @@ def make_pipeline(**options) -> TextTo25D:
         attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8,
         timestep_guidance_channels=16, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
     )  # fmt: skip
-    torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.2)
+    torch.nn.init.normal_(denoiser.backbone.transformer.proj_out.weight, std=0.2)
     encoder = TextEncoder(max_words=16, length=4, width=8, num_heads=2)
     vocabulary = Vocabulary.from_captions(["a red chair", "a blue mug"])
     codec = LatentCodec(PixelCode(), spec)
