@@ -16,17 +16,20 @@ from data_pipeline.contract import UserError
 
 
 def plan(config: DictConfig) -> None:
-    """Print what a training step needs; nothing but the configuration is read."""
+    """Print what a training step of a denoiser needs; only the configuration is read."""
     from modules.reporting.plan import print_plan
 
-    for key, value in (("latents", "none"), ("conditioner", None)):
-        if OmegaConf.is_missing(config, key):
-            config[key] = value
+    if "denoiser" not in config:
+        raise UserError("plan=true plans latent_diffusion experiments: the other stages are small")
+    without_encoder = OmegaConf.is_missing(config, "conditioner")
     trainer, devices = config.trainer, config.trainer.get("devices", 1)
     print_plan(
-        build(config.system),
+        instantiate(config.denoiser, _convert_="object"),
+        None if without_encoder else instantiate(config.conditioner, _convert_="object"),
+        instantiate(config.system.optimizer, _convert_="object"),
         batch_size=config.data.batch_size,
         grid=config.plan_grid,
+        latents=None if OmegaConf.is_missing(config, "latents") else Path(config.latents),
         text_tokens=config.plan_text_tokens,
         precision=str(trainer.get("precision", "32-true")),
         num_gpus=(devices if isinstance(devices, int) else 8) * trainer.get("num_nodes", 1),

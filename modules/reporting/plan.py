@@ -5,7 +5,8 @@ Networks are built on the meta device and one step is run dry, so a laptop plans
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,12 @@ from torch.optim import Optimizer
 
 from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.cache import read_cache
+from modules.latents.spec import LatentSpec
+from modules.networks.denoiser import JointDenoiser
 from modules.networks.flops import StepCost, dry_run
-from modules.systems.latent_diffusion import LatentDiffusionSystem
+from modules.networks.text_encoder import TextEncoder
+
+OptimizerBuilder = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 GIB = 2**30
 ZERO_STAGES = (0, 1, 2, 3)
@@ -49,9 +54,7 @@ class Memory:
     @property
     def total(self) -> float:
         """Bytes of everything."""
-        return (
-            self.weights + self.gradients + self.optimizer + self.average + self.activations
-        )
+        return sum(astuple(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,53 +115,57 @@ class Plan:
 
 
 def print_plan(
-    system: Any,
+    build_denoiser: Callable[[], JointDenoiser],
+    build_text_encoder: Callable[[], TextEncoder] | None,
+    build_optimizer: OptimizerBuilder,
     *,
     batch_size: int,
     grid: int | None,
+    latents: Path | None,
     text_tokens: int,
     precision: str,
     num_gpus: int,
     averaged: bool,
 ) -> None:
-    """Print what a training step of a system needs.
+    """Print what a training step needs.
 
     Args:
-        system: a `LatentDiffusionSystem`; its networks are built on the meta device.
+        build_denoiser: builds it; on the meta device here.
+        build_text_encoder: builds what is trained with it; None: text comes as embeddings.
+        build_optimizer: makes the optimizer of given parameters.
         batch_size: samples per GPU.
-        grid: packed latent cells along the side of one view; None: as in the system's latents.
-        text_tokens: of pretrained text embeddings.
+        grid: packed latent cells along the side of one view; None: as in `latents`.
+        latents: folder of cached latents, if there is one.
+        text_tokens: of text embeddings.
         precision: of the trainer, in Lightning's words.
         num_gpus: over which ZeRO shards.
         averaged: whether an average of the trained weights is kept.
 
     Raises:
-        UserError: the system trains no denoiser, or the grid is not known.
+        UserError: the grid is not known.
     """
-    if not isinstance(system, LatentDiffusionSystem):
-        raise UserError("plan=true plans latent_diffusion experiments: the other stages are small")
     if grid is None:
-        if not system.latents.is_dir():
+        if latents is None:
             raise UserError(
                 "plan=true must know the size of the latents: give plan_grid=CELLS (of one view's "
                 "side, after packing), or latents=FOLDER"
             )
-        grid = int(read_cache(system.latents)["latent_spec"]["grid"])
+        grid = LatentSpec.from_json(read_cache(latents).get("latent_spec"), str(latents)).grid
     batch = Batch(size=batch_size, grid=grid, text_tokens=text_tokens)
     with torch.device("meta"):
-        denoiser = system.build_denoiser()
-        encoder = None if system.build_text_encoder is None else system.build_text_encoder()
+        denoiser = build_denoiser()
+        text_encoder = None if build_text_encoder is None else build_text_encoder()
     bf16 = precision.startswith("bf16")
     plan = plan_denoiser(
-        denoiser, encoder, system.build_optimizer, batch, bf16=bf16, averaged=averaged
+        denoiser, text_encoder, build_optimizer, batch, bf16=bf16, averaged=averaged
     )
     print("\n".join(plan_lines(plan, batch, num_gpus)))
 
 
 def plan_denoiser(
-    denoiser: Any,
-    text_encoder: Any | None,
-    build_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    denoiser: JointDenoiser,
+    text_encoder: TextEncoder | None,
+    build_optimizer: OptimizerBuilder,
     batch: Batch,
     *,
     bf16: bool,
@@ -167,7 +174,7 @@ def plan_denoiser(
     """Run one step dry and add up.
 
     Args:
-        denoiser: a `JointDenoiser` on the meta device.
+        denoiser: on the meta device.
         text_encoder: trained with it, on the meta device; None: text comes as embeddings.
         build_optimizer: makes the optimizer of given parameters.
         batch: of one GPU.
@@ -175,7 +182,7 @@ def plan_denoiser(
         averaged: whether an average of the trained weights is kept.
     """
     networks = nn.ModuleList([denoiser] if text_encoder is None else [denoiser, text_encoder])
-    computed = copy.deepcopy(networks).to(torch.bfloat16) if bf16 else networks
+    computed = copy.deepcopy(networks).to(torch.bfloat16 if bf16 else None)
     num_views = denoiser.num_views
     text_tokens = batch.text_tokens if text_encoder is None else text_encoder.length
 
@@ -184,9 +191,8 @@ def plan_denoiser(
             return _step(computed, batch, num_views, text_tokens)
 
     activations = dry_run(step, [computed]).peak_bytes
-    for module in computed.modules():
-        if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = False
+    plain: Any = computed[0]
+    plain.backbone.transformer.gradient_checkpointing = False
     parameters = list(networks.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     return Plan(
@@ -234,13 +240,15 @@ def _largest_block(networks: nn.Module) -> int:
     return max((_bytes(block.parameters()) for block in blocks), default=0)
 
 
-def _states_per_parameter(build: Callable[[Iterable[nn.Parameter]], Optimizer]) -> int:
+def _states_per_parameter(build: OptimizerBuilder) -> int:
     """Return how many numbers the optimizer keeps per parameter, by letting it make one step."""
     parameter = nn.Parameter(torch.zeros(1024))
     parameter.grad = torch.ones_like(parameter)
     optimizer = build([parameter])
     optimizer.step()
-    kept = (value.numel() for value in optimizer.state[parameter].values() if torch.is_tensor(value))
+    kept = (
+        value.numel() for value in optimizer.state[parameter].values() if torch.is_tensor(value)
+    )
     return round(sum(kept) / parameter.numel())
 
 
@@ -254,11 +262,12 @@ def plan_lines(plan: Plan, batch: Batch, num_gpus: int) -> list[str]:
     """
     step = plan.step
     images = plan.image_tokens // batch.grid**2
-    rows = [("ZeRO", "weights", "gradients", "optimizer", "average", "activations", "total")]
+    names = (field.name for field in fields(Memory))
+    rows: list[tuple[str, ...]] = [("ZeRO", *names, "total")]
     for stage in ZERO_STAGES:
         held = plan.memory(stage, num_gpus)
-        parts = (held.weights, held.gradients, held.optimizer, held.average, held.activations)
-        rows.append((str(stage), *(f"{part / GIB:.2f}" for part in (*parts, held.total))))
+        parts = (*astuple(held), held.total)
+        rows.append((str(stage), *(f"{part / GIB:.2f}" for part in parts)))
     share = plan.trainable / plan.parameters
     return [
         f"parameters   {_count(plan.parameters)} total, {_count(plan.trainable)} trainable "

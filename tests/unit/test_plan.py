@@ -1,10 +1,12 @@
 """`plan=true`: what a training step of every denoiser experiment needs, without weights or data."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
 from data_pipeline.command_line import CONFIG_DIR, compose
@@ -29,12 +31,16 @@ def plan(*overrides):
     assert main(compose("train", ["plan=true", *overrides])) is None
 
 
-def build(experiment):
-    from hydra.utils import instantiate
-
-    config = compose("train", [f"experiment={experiment}"])
+def build(experiment, *overrides):
+    config = compose("train", [f"experiment={experiment}", *overrides])
     with torch.device("meta"):
-        return instantiate(config.denoiser)()
+        return instantiate(config.denoiser, _convert_="object")()
+
+
+def build_short_klein():
+    config = "denoiser.backbone.config"
+    few = (f"{config}.num_layers=1", f"{config}.num_single_layers=2")
+    return build("flux2_klein/latent_diffusion", *few)
 
 
 def make_plan(denoiser, batch, **options):
@@ -65,7 +71,7 @@ def test_a_backbone_has_its_published_size_and_only_what_is_added_is_trained(exp
 
 
 def test_flops_of_an_adapted_flux2_klein_are_those_of_the_formula():
-    denoiser = build("flux2_klein/latent_diffusion")
+    denoiser = build_short_klein()
     image, text, width = 18 * 32 * 32, 512, 24 * 128
     plan = make_plan(denoiser, Batch(size=1, grid=32, text_tokens=text))
     tokens = {"image": image, "text": text, "joint": image + text}
@@ -78,26 +84,26 @@ def test_flops_of_an_adapted_flux2_klein_are_those_of_the_formula():
             experts += 2 * tokens[streams[name]] * 64 * both  # shared
             experts += 2 * image * 64 * both if streams[name] != "text" else 0  # per modality
     ends = 2 * image * 128 * width * 2 + 2 * text * 7680 * width  # x_embedder, proj_out, text
-    attention = 25 * 4 * (image + text) ** 2 * width
+    attention = 3 * 4 * (image + text) ** 2 * width
     forward = base + experts + ends + attention
     # What is left: time embeddings and modulations, which see a handful of vectors.
-    assert plan.step.forward == pytest.approx(forward, rel=1e-4)
+    assert plan.step.forward == pytest.approx(forward, rel=5e-4)
     assert plan.step.forward >= forward
     assert plan.step.attention == 3 * attention
     # Input gradients through frozen weights and attention, both gradients of the experts. Text of
     # the first block is given, not computed: there a little less.
-    assert plan.step.backward == pytest.approx(base + 2 * experts + 2 * attention, rel=0.005)
+    assert plan.step.backward == pytest.approx(base + 2 * experts + 2 * attention, rel=0.01)
 
 
 def test_gradient_checkpointing_changes_the_memory_of_a_plan_and_not_its_flops():
     batch = Batch(size=1, grid=32, text_tokens=512)
-    denoiser = build("flux2_klein/latent_diffusion")
+    denoiser = build_short_klein()
     checkpointed = make_plan(denoiser, batch)
     assert denoiser.backbone.transformer.gradient_checkpointing  # a plan changes nothing
     denoiser.backbone.transformer.disable_gradient_checkpointing()
     plain = make_plan(denoiser, batch)
     assert plain.step == checkpointed.step
-    assert plain.activation_bytes > 5 * checkpointed.activation_bytes
+    assert plain.activation_bytes > 1.5 * checkpointed.activation_bytes
 
 
 BILLION = 10**9
@@ -143,8 +149,6 @@ def test_the_optimizer_tells_how_much_it_keeps():
 
 
 def test_the_size_of_latents_comes_from_their_cache(tmp_path, capsys):
-    import json
-
     channels = 2048
     spec = LatentSpec(
         packing=8, mean=[[0.0] * channels] * 3, std=[[1.0] * channels] * 3, origin="a test",
