@@ -33,15 +33,15 @@ class Backbone(nn.Module, ABC):
 
     Args:
         transformer: of `transformer_class`.
-        source: hub id or folder that it was loaded from; None if trained from scratch.
+        origin: arguments by which `from_pretrained` loads the same again; none if it did not.
     """
 
     transformer_class: ClassVar[Any]
 
-    def __init__(self, transformer: Any, source: str | None = None) -> None:
+    def __init__(self, transformer: Any, origin: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.transformer = transformer
-        self.source = source
+        self.origin = dict(origin or {})
         self.router = Router()
         self.adapters: MixtureOfLoRA | None = None
 
@@ -163,7 +163,8 @@ class Backbone(nn.Module, ABC):
             transformer = _load(cls, located, DTYPES[dtype])
         if gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        return cls(transformer, source, **options)
+        origin = {"source": source, "revision": revision, "dtype": dtype, **options}
+        return cls(transformer, origin=origin, **options)
 
 
 def _on_meta() -> bool:
@@ -193,14 +194,17 @@ def _read_config(cls: type[Backbone], located: dict[str, Any]) -> dict[str, Any]
 
 def _load(cls: type[Backbone], located: dict[str, Any], dtype: torch.dtype) -> Any:
     try:
-        return cls.transformer_class.from_pretrained(
-            **located, torch_dtype=dtype, use_safetensors=True
+        transformer, report = cls.transformer_class.from_pretrained(
+            **located, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise _unreadable(located, error) from error
+    if report["missing_keys"]:  # of which diffusers only warns
+        raise _unreadable(located, f"no weights of {', '.join(sorted(report['missing_keys'])[:3])}")
+    return transformer
 
 
-def _unreadable(located: dict[str, Any], error: Exception) -> UserError:
+def _unreadable(located: dict[str, Any], error: object) -> UserError:
     return UserError(
         f"cannot load {located['pretrained_model_name_or_path']} ({error}): it is neither a "
         "complete local folder nor a hub model that this machine can reach and may read"

@@ -1,19 +1,74 @@
-"""An exported denoiser: FLUX.2's own folder, beside it what the joint denoiser adds."""
+"""An exported denoiser: its backbone or what was trained of it, embeddings, text encoder."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError, check_conventions
+from modules.networks.adapter_files import LORA_NAME, load_experts, save_experts, save_shared_lora
+from modules.networks.backbone import Backbone
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.flux2 import Flux2Backbone
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 
 CONFIG_NAME = "denoiser.json"
 EMBEDDINGS = ("modality_embedding", "view_embedding")
+BACKBONES: dict[str, type[Backbone]] = {each.__name__: each for each in (Flux2Backbone,)}
+
+
+def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:
+    """Write a denoiser's weights into an existing folder and return what `load_network` is told.
+
+    A backbone that was trained as a whole is written to `transformer/`, as diffusers does. Of an
+    adapted one only the experts are, to `experts.safetensors`, and the shared one once more in
+    PEFT's form, to `shared_lora/`. Beside them go the `embeddings.safetensors` of a joint layout.
+    """
+    backbone = denoiser.backbone
+    if backbone.adapters is None:
+        backbone.transformer.save_pretrained(directory / "transformer", safe_serialization=True)
+    else:
+        save_experts(backbone, directory / "experts.safetensors")
+        if backbone.adapters.shared_rank:
+            (directory / "shared_lora").mkdir(exist_ok=True)
+            save_shared_lora(backbone, directory / "shared_lora" / LORA_NAME)
+    if denoiser.layout == "joint":
+        embeddings = {name: getattr(denoiser, name).detach().contiguous() for name in EMBEDDINGS}
+        save_file(embeddings, directory / "embeddings.safetensors")
+    return {
+        "backbone": type(backbone).__name__,
+        "origin": backbone.origin,
+        "num_views": denoiser.num_views,
+        "layout": denoiser.layout,
+    }
+
+
+def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
+    """Read what `save_network` wrote; of an adapted backbone its pretrained weights too.
+
+    Args:
+        directory: that was written.
+        told: what `save_network` returned. Exports from before backbones could be chosen say
+            nothing: theirs is FLUX.2's class.
+
+    Raises:
+        UserError: the pretrained backbone cannot be found, or the experts do not fit it.
+    """
+    backbone_class = BACKBONES[told.get("backbone", Flux2Backbone.__name__)]
+    origin, layout = told.get("origin", {}), told.get("layout", "joint")
+    embeddings = load_file(directory / "embeddings.safetensors") if layout == "joint" else {}
+    experts = directory / "experts.safetensors"
+    if experts.is_file():
+        backbone = backbone_class.from_pretrained(**origin)
+        load_experts(backbone, experts)
+    else:
+        whole = {"dtype": "float32", **origin, "source": str(directory / "transformer")}
+        backbone = backbone_class.from_pretrained(**whole)
+    num_views = told["num_views"] if "num_views" in told else len(embeddings["view_embedding"])
+    denoiser = JointDenoiser(backbone, num_views, layout)
+    denoiser.load_state_dict(embeddings, strict=False)
+    return denoiser
 
 
 def save_denoiser(
@@ -26,23 +81,19 @@ def save_denoiser(
     """Write a denoiser and its text encoder into an existing folder.
 
     Args:
-        directory: gets `transformer/` (as diffusers writes it), `embeddings.safetensors`,
-            `text_encoder.safetensors`, `vocabulary.json` and `denoiser.json`.
+        directory: gets what `save_network` writes, `text_encoder.safetensors`, `vocabulary.json`
+            and `denoiser.json`.
         denoiser: to write.
         text_encoder: to write.
         vocabulary: of the text encoder.
         sampling: what a sampler must know: `prediction` and `shift`.
     """
-    denoiser.backbone.transformer.save_pretrained(
-        directory / "transformer", safe_serialization=True
-    )
-    embeddings = {name: getattr(denoiser, name).detach().contiguous() for name in EMBEDDINGS}
-    save_file(embeddings, directory / "embeddings.safetensors")
     weights = {name: tensor.contiguous() for name, tensor in text_encoder.state_dict().items()}
     save_file(weights, directory / "text_encoder.safetensors")
     vocabulary.save(directory / "vocabulary.json")
     content = {
         "conventions": CONVENTIONS_VERSION,
+        "network": save_network(directory, denoiser),
         "sampling": sampling,
         "text_encoder": text_encoder.config,
     }
@@ -60,21 +111,11 @@ def load_denoiser(
     try:
         content = json.loads((directory / CONFIG_NAME).read_text("utf-8"))
         check_conventions(content["conventions"], str(directory))
-        transformer = Flux2Transformer2DModel.from_pretrained(
-            directory / "transformer",
-            local_files_only=True,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-        )
-        embeddings = load_file(directory / "embeddings.safetensors")
         weights = load_file(directory / "text_encoder.safetensors")
         vocabulary = Vocabulary.load(directory / "vocabulary.json")
         text_encoder = TextEncoder(**content["text_encoder"])
         text_encoder.load_state_dict(weights)
-        denoiser = JointDenoiser(
-            Flux2Backbone(transformer), num_views=len(embeddings["view_embedding"])
-        )
-        denoiser.load_state_dict(embeddings, strict=False)
+        denoiser = load_network(directory, content.get("network", {}))
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(

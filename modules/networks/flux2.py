@@ -5,7 +5,7 @@ last norm one embedding per row. Here each modality is modulated by its own time
 and in the last norm. With equal timesteps this is the stock `forward()` (tests/unit/test_flux2.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Flux2Backbone(Backbone):
 
     Args:
         transformer: to run. Its attention processors are replaced.
-        source: hub id or folder that it was loaded from.
+        origin: see `Backbone`.
         guidance: scale that a guidance-distilled model ([dev]) is told; others take none.
     """
 
@@ -41,10 +41,10 @@ class Flux2Backbone(Backbone):
     def __init__(
         self,
         transformer: Flux2Transformer2DModel,
-        source: str | None = None,
+        origin: Mapping[str, Any] | None = None,
         guidance: float = 1.0,
     ) -> None:
-        super().__init__(transformer, source)
+        super().__init__(transformer, origin)
         self.guidance = guidance
         model: Any = transformer
         for block in model.transformer_blocks:
