@@ -158,7 +158,7 @@ class Backbone(nn.Module, ABC):
                 "config of that model, or another denoiser.backbone.source"
             )
         if _on_meta():
-            transformer = cls.transformer_class.from_config(found).to(DTYPES[dtype])
+            transformer = nn.Module.to(cls.transformer_class.from_config(found), DTYPES[dtype])
         else:
             transformer = _load(cls, located, DTYPES[dtype])
         if gradient_checkpointing:
