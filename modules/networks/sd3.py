@@ -145,6 +145,10 @@ class RowsBlock(JointTransformerBlock):
     """
 
     router: Router
+    attn: Any
+    attn2: Any
+    norm2_context: Any
+    ff_context: Any
 
     def forward(
         self,
@@ -165,7 +169,7 @@ class RowsBlock(JointTransformerBlock):
         """
         route = self.router.route
         assert route is not None
-        attn: Any = self.attn
+        attn = self.attn
         normed, of_image = self._modulate(image, time)
         parts = [[each.reshape(len(words), -1, each.shape[-1]) for each in _project(attn, normed)]]
         if references is not None:
@@ -210,7 +214,7 @@ class RowsBlock(JointTransformerBlock):
         tokens = tokens + gate * self.attn.to_out[0](mixed)
         if self.use_dual_attention:
             normed, gate = rest[4], rest[5][:, None]
-            own: Any = self.attn2
+            own = self.attn2
             tokens = tokens + gate * own.to_out[0](_attend(own, *_project(own, normed)))
         normed = self.norm2(tokens) * (1 + scale) + shift
         return tokens + gate_mlp * self.ff(normed)
