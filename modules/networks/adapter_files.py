@@ -57,9 +57,9 @@ def load_experts(backbone: Backbone, path: Path) -> None:
 
 
 def save_shared_lora(backbone: Backbone, path: Path) -> None:
-    """Write the shared expert in PEFT's form: `transformer.load_lora_adapter(path)` adds it.
+    """Write the shared expert in PEFT's form: diffusers' `pipeline.load_lora_weights` takes it.
 
-    That file knows no scale, so it is folded into the second matrix.
+    Such a file knows no scale, so it is folded into the second matrix.
     """
     tensors = {}
     for name, layer in backbone.adapted.items():

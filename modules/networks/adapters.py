@@ -6,7 +6,7 @@ mask, no gather, no weight per token. Every second matrix is zero at first, and 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -38,10 +38,11 @@ class MixtureOfLoRA:
     shared_rank: int = 64
     modality_rank: int = 64
     scale: float = 1.0
-    targets: tuple[str, ...] | list[str] = ("*",)
+    targets: Sequence[str] = ("*",)
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))  # a list where YAML or JSON says
         if min(self.shared_rank, self.modality_rank) < 0 or self.dtype not in DTYPES:
             raise UserError(
                 f"adapters: ranks ({self.shared_rank}, {self.modality_rank}) must not be negative, "

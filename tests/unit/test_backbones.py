@@ -1,0 +1,191 @@
+"""Every backbone class, loaded by our real path from a small model of the published structure."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from safetensors.torch import load_file, save_file
+
+from data_pipeline.contract import UserError
+from modules.networks.denoiser import JointDenoiser
+from modules.networks.denoiser_files import load_network, save_network
+
+CONFIGS = Path(__file__).resolve().parents[2] / "conf"
+PUBLISHED = {"flux2_klein": 3_875_544_576}
+"""Parameters of the published models, by the name of their denoiser config."""
+
+SMALL: dict[str, dict[str, Any]] = {
+    "flux2_klein": {
+        "in_channels": 8, "num_layers": 1, "num_single_layers": 4, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 12, "axes_dims_rope": [4, 4, 4, 4],
+        "timestep_guidance_channels": 16,
+    },
+}  # fmt: skip
+"""What is smaller in the small models; the rest is as published."""
+
+
+def read_denoiser(name: str, *overrides: str) -> Any:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        config = compose("train", [f"denoiser={name}", "shards=x", "latents=x", *overrides])
+    return config.denoiser
+
+
+def save_small(name: str, folder: Path) -> Path:
+    """Save a small random model of a published structure as diffusers does."""
+    build = instantiate(read_denoiser(name).backbone, _convert_="object")
+    torch.manual_seed(0)
+    transformer_class = build.func.__self__.transformer_class
+    transformer = transformer_class(**build.keywords["config"] | SMALL[name])
+    for parameter in transformer.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    transformer.save_pretrained(folder)
+    return folder
+
+
+def build(name: str, source: Path, *overrides: str) -> JointDenoiser:
+    options = [f"denoiser.backbone.source={source}", "denoiser.num_views=2", *overrides]
+    options.append("denoiser.backbone.dtype=float32")
+    torch.manual_seed(1)
+    return instantiate(read_denoiser(name, *options), _convert_="object")()
+
+
+def make_inputs(denoiser: JointDenoiser) -> dict[str, torch.Tensor]:
+    backbone, generator = denoiser.backbone, torch.Generator().manual_seed(2)
+    draw = {"generator": generator}
+    inputs = {
+        "latents": torch.randn(2, 3, 2, backbone.channels, 2, 4, **draw),
+        "timesteps": torch.rand(2, 3, **draw),
+        "text": torch.randn(2, 5, backbone.text_width, **draw),
+        "references": torch.randn(2, 1, backbone.channels, 2, 4, **draw),
+    }
+    if denoiser.layout == "tiled":
+        inputs["timesteps"] = inputs["timesteps"][:, :1].expand(-1, 3)
+    if backbone.pooled_width:
+        inputs["pooled"] = torch.randn(2, backbone.pooled_width, **draw)
+    return inputs
+
+
+WAYS = {
+    "mixture": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=4"),
+    "plain LoRA": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=0"),
+    "per modality only": ("denoiser.adapters.shared_rank=0", "denoiser.adapters.modality_rank=4"),
+    "full": ("denoiser.adapters=null",),
+    "tiled": ("denoiser.adapters.modality_rank=0", "denoiser.layout=tiled"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_loaded_backbone_trains_and_comes_back_from_its_export(name, way, tmp_path):
+    denoiser = build(name, save_small(name, tmp_path / "pretrained/transformer"), *WAYS[way])
+    inputs = make_inputs(denoiser)
+    target = torch.randn(inputs["latents"].shape, generator=torch.Generator().manual_seed(3))
+    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = (denoiser(**inputs) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+    assert all(parameter.grad is not None for parameter in trained)
+    (tmp_path / "export").mkdir()
+    told = json.loads(json.dumps(save_network(tmp_path / "export", denoiser)))
+    assert (tmp_path / "export/transformer").is_dir() == (way == "full")
+    assert torch.equal(load_network(tmp_path / "export", told)(**inputs), denoiser(**inputs))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_model_has_the_published_switches(name, tmp_path):
+    published = instantiate(read_denoiser(name).backbone, _convert_="object").keywords["config"]
+    small = json.loads((save_small(name, tmp_path) / "config.json").read_text())
+    assert set(SMALL[name]) <= set(small)
+    assert {k: small[k] for k in published if k not in SMALL[name]} == {
+        k: v for k, v in published.items() if k not in SMALL[name]
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_size_builds_on_the_meta_device(name):
+    with torch.device("meta"):
+        denoiser = instantiate(read_denoiser(name), _convert_="object")()
+    frozen = [p for p in denoiser.backbone.transformer.parameters() if not p.requires_grad]
+    assert sum(parameter.numel() for parameter in frozen) == PUBLISHED[name]
+    assert {p.device.type for p in denoiser.parameters()} == {"meta"}
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+
+
+def test_on_the_meta_device_a_folder_says_itself_how_large_it_is(tmp_path):
+    source = save_small("flux2_klein", tmp_path)
+    with torch.device("meta"):
+        denoiser = build("flux2_klein", source)
+    assert denoiser.channels == SMALL["flux2_klein"]["in_channels"]
+
+
+def test_a_folder_may_be_a_whole_pipeline_or_its_transformer(tmp_path):
+    source = save_small("flux2_klein", tmp_path / "pipeline/transformer")
+    inputs = make_inputs(build("flux2_klein", source))
+    first, second = (build("flux2_klein", each)(**inputs) for each in (source, source.parent))
+    assert torch.equal(first, second)
+
+
+def test_a_folder_of_another_class_is_refused(tmp_path):
+    source = save_small("flux2_klein", tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    config["_class_name"] = "SD3Transformer2DModel"
+    (source / "config.json").write_text(json.dumps(config))
+    message = "holds a SD3Transformer2DModel, and Flux2Backbone runs a Flux2Transformer2DModel"
+    with pytest.raises(UserError, match=message):
+        build("flux2_klein", source)
+
+
+def test_a_folder_without_a_transformer_or_with_half_of_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no transformer: give the folder of a diffusers"):
+        build("flux2_klein", tmp_path)
+    source = save_small("flux2_klein", tmp_path / "model")
+    weights = source / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["proj_out.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"no weights of proj_out\.weight"):
+        build("flux2_klein", source)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot load .*model"):
+        build("flux2_klein", source)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"cannot load .*model"):
+        build("flux2_klein", source)
+
+
+def test_a_hub_model_out_of_reach_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cannot load nobody/nothing .*this machine can reach"):
+        build("flux2_klein", Path("nobody/nothing"))
+
+
+def test_an_export_whose_pretrained_backbone_is_gone_says_so(tmp_path):
+    source = save_small("flux2_klein", tmp_path / "pretrained")
+    (tmp_path / "export").mkdir()
+    told = save_network(tmp_path / "export", build("flux2_klein", source))
+    source.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"cannot load .*pretrained"):
+        load_network(tmp_path / "export", copy.deepcopy(told))
+
+
+def test_exports_from_before_backbones_could_be_chosen_still_load(tmp_path):
+    source = save_small("flux2_klein", tmp_path / "pretrained")
+    denoiser = build("flux2_klein", source, "denoiser.adapters=null")
+    save_network(tmp_path, denoiser)
+    loaded = load_network(tmp_path, {})
+    assert isinstance(loaded.backbone.transformer, Flux2Transformer2DModel)
+    inputs = make_inputs(denoiser)
+    assert torch.equal(loaded(**inputs), denoiser(**inputs))
