@@ -129,24 +129,25 @@ class AdaptedLinear(nn.Linear):
         """Return the layer's output and its experts' changes."""
         output = super().forward(input)
         if self.has_shared:
-            output = output + self.scale * _low_rank(input, self.shared_down, self.shared_up)
+            self._add_expert(output, input, self.shared_down, self.shared_up)
         if self.has_modalities:
             assert self.router.route is not None
             inputs = self.router.route.slices(input, self.stream)
             outputs = self.router.route.slices(output, self.stream)
-            for i, (tokens, changed) in enumerate(zip(inputs, outputs, strict=True)):
-                down, up = self.modality_down[i], self.modality_up[i]
-                changed += self.scale * _low_rank(tokens, down, up)
+            for i, (tokens, own) in enumerate(zip(inputs, outputs, strict=True)):
+                self._add_expert(own, tokens, self.modality_down[i], self.modality_up[i])
         return output
 
-
-def _low_rank(
-    tokens: Float[Tensor, "b n d"], down: Float[Tensor, "r d"], up: Float[Tensor, "d2 r"]
-) -> Float[Tensor, "b n d2"]:
-    """Return `up (down token)`. By `bmm`, as `linear` would copy a slice of the sequence."""
-    rows = len(tokens)
-    hidden = torch.bmm(tokens, down.to(tokens.dtype).T.expand(rows, -1, -1))
-    return torch.bmm(hidden, up.to(hidden.dtype).T.expand(rows, -1, -1))
+    def _add_expert(
+        self,
+        output: Float[Tensor, "b n d2"],
+        tokens: Float[Tensor, "b n d"],
+        down: Float[Tensor, "r d"],
+        up: Float[Tensor, "d2 r"],
+    ) -> None:
+        """Add `scale up (down token)` in place. By `bmm`: `linear` would copy a slice of rows."""
+        down, up = (each.to(output.dtype).T.expand(len(tokens), -1, -1) for each in (down, up))
+        output.baddbmm_(torch.bmm(tokens.to(output.dtype), down), up, alpha=self.scale)
 
 
 def install_adapters(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data_pipeline.contract import UserError
 from modules.networks.adapters import (
@@ -92,6 +93,18 @@ class Backbone(nn.Module, ABC):
             reference_slots: of the references.
         """
 
+    def sampling_shift(self, num_tokens: int, num_steps: int) -> float:
+        """Return the shift of the sampler's timesteps that the model was pretrained with.
+
+        As in diffusers' `FlowMatchEulerDiscreteScheduler(shift=...)`: above 1 takes finer steps
+        where noise is strong. Models that name `mu` instead mean its logarithm.
+
+        Args:
+            num_tokens: of one image.
+            num_steps: of the sampler.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def streams(self) -> Mapping[str, Stream]:
         """Return the names of the blocks' linear layers, and what tokens each sees."""
@@ -109,14 +122,17 @@ class Backbone(nn.Module, ABC):
 
     def call(self, route: Route, block: nn.Module, *arguments: Any) -> Any:
         """Run a block with its tokens routed; checkpointed where the transformer says so."""
+        self.router.route = route
+        if not (torch.is_grad_enabled() and self.transformer.gradient_checkpointing):
+            return block(*arguments)
+        if torch.compiler.is_compiling():  # recomputed within the same graph
+            return checkpoint(block, *arguments, use_reentrant=False)
 
         def routed(*arguments: Any) -> Any:
-            self.router.route = route  # here, so that a recomputed block has its own pass's route
+            self.router.route = route  # recomputed later: other passes may have run since
             return block(*arguments)
 
-        if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
-            return self.transformer._gradient_checkpointing_func(routed, *arguments)
-        return routed(*arguments)
+        return checkpoint(routed, *arguments, use_reentrant=False)
 
     @classmethod
     def from_pretrained(
@@ -157,6 +173,7 @@ class Backbone(nn.Module, ABC):
                 f"{cls.__name__} runs a {cls.transformer_class.__name__}: choose the denoiser "
                 "config of that model, or another denoiser.backbone.source"
             )
+        transformer: Any
         if _on_meta():
             transformer = nn.Module.to(cls.transformer_class.from_config(found), DTYPES[dtype])
         else:

@@ -5,6 +5,7 @@ last norm one embedding per row. Here each modality is modulated by its own time
 and in the last norm. With equal timesteps this is the stock `forward()` (tests/unit/test_flux2.py).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,11 @@ class Flux2Backbone(Backbone):
     @property
     def text_width(self) -> int:
         return self.transformer.config["joint_attention_dim"]
+
+    def sampling_shift(self, num_tokens: int, num_steps: int) -> float:
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu  # takes seconds
+
+        return math.exp(compute_empirical_mu(num_tokens, num_steps))
 
     def streams(self) -> dict[str, Stream]:
         def stream(name: str) -> Stream:
@@ -238,7 +244,7 @@ def _attend(
     key: Float[Tensor, "b s n d"],
     value: Float[Tensor, "b s n d"],
     rotary: Rotary | None,
-) -> Float[Tensor, "b s nd"]:
+) -> Float[Tensor, "b s d2"]:
     """Attend over all tokens, without a mask: torch picks its flash kernel where there is one."""
     if rotary is not None:
         query, key = _rotate(query, rotary), _rotate(key, rotary)

@@ -90,7 +90,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
             self.denoiser, self.text_encoder = self.build_denoiser(), self.build_text_encoder()
 
     def configure_optimizers(self) -> Any:
-        parameters = [*self.denoiser.parameters(), *self.text_encoder.parameters()]
+        parameters = [p for p in self.parameters() if p.requires_grad]
         return optimizer_with_schedule(parameters, self.build_optimizer, self.build_scheduler)
 
     def setup(self, stage: str) -> None:

@@ -132,6 +132,10 @@ def test_float32_experts_serve_a_bfloat16_layer():
     output.float().square().sum().backward()
     assert layer.modality_up.grad.dtype == layer.shared_up.grad.dtype == torch.float32
     exact = make_layer("joint")(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = make_layer("joint")(tokens)
+    assert mixed.dtype == torch.bfloat16
+    assert (mixed - exact).norm() / exact.norm() < 0.02
     assert (output - exact).norm() / exact.norm() < 0.02
     assert make_layer("joint", MixtureOfLoRA(dtype="bfloat16")).shared_up.dtype == torch.bfloat16
 

@@ -9,15 +9,14 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import load_network, save_network
 
-CONFIGS = Path(__file__).resolve().parents[2] / "conf"
 PUBLISHED = {"flux2_klein": 3_875_544_576}
 """Parameters of the published models, by the name of their denoiser config."""
 
@@ -32,9 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def read_denoiser(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose("train", [f"denoiser={name}", "shards=x", "latents=x", *overrides])
-    return config.denoiser
+    return compose("train", [f"denoiser={name}", "shards=x", "latents=x", *overrides]).denoiser
 
 
 def save_small(name: str, folder: Path) -> Path:
