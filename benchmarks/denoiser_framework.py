@@ -33,7 +33,8 @@ def framework_overhead(device: str, steps: int, grid: int = 2) -> dict[str, Any]
     """Train tiny/latent_diffusion in turn under Lightning and by a bare loop.
 
     Both train the same networks on the same batches with the same losses, clipping, optimizer and
-    schedule. A round of one follows a round of the other, so that a machine's moods hit both.
+    schedule. A round of one follows a round of the other, so that a machine's moods hit both; on a
+    CPU the seconds are those of the process, which other programs do not change.
 
     Args:
         device: to train on.
@@ -97,7 +98,7 @@ def _lightning(config: Any, system: Any, batch: dict[str, Any]) -> float:
     """Return the mean seconds of a step in a run of Lightning's trainer."""
     from lightning import Callback
 
-    clock = _Clock()
+    clock = _Clock(str(batch["latents"].device))
 
     class Steps(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
@@ -117,7 +118,8 @@ def _lightning(config: Any, system: Any, batch: dict[str, Any]) -> float:
 
 def _bare(config: Any, system: Any, batch: dict[str, Any], steps: int) -> float:
     """Return the mean seconds of a step in a plain loop over the system's own networks."""
-    clock, device = _Clock(), batch["latents"].device
+    device = batch["latents"].device
+    clock = _Clock(str(device))
     networks = nn.ModuleList([system.denoiser, system.text_encoder]).to(device)
     weights = system.weights.to(device)
     optimizer = system.build_optimizer(networks.parameters())
@@ -149,13 +151,14 @@ def _bare(config: Any, system: Any, batch: dict[str, Any], steps: int) -> float:
 class _Clock:
     """Takes the mean time between ticks, without the first few."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device.startswith("cuda")
         self.ticks: list[float] = []
 
     def tick(self) -> None:
-        if len(self.ticks) >= WARMUP - 1 and torch.cuda.is_available():
+        if self.on_gpu:
             torch.cuda.synchronize()
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(time.perf_counter() if self.on_gpu else time.process_time())
 
     def mean(self) -> float:
         first, last = self.ticks[WARMUP - 1], self.ticks[-1]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from data_pipeline.command_line import compose
@@ -44,8 +45,9 @@ def build_denoiser(name: str, size: str, device: str, dtype: torch.dtype) -> Joi
     config = SMALL[name]
     adapters = MixtureOfLoRA(shared_rank=4, modality_rank=4)
     if size == "full":
-        node = compose("train", [f"experiment={name}/latent_diffusion"]).denoiser.backbone.config
-        config, adapters = dict(node), MixtureOfLoRA()
+        node = compose("train", [f"experiment={name}/latent_diffusion"]).denoiser
+        config = instantiate(node.backbone.config, _convert_="all")
+        adapters = instantiate(node.adapters, _convert_="all")
     backbone_class = BACKBONES[name]
     with torch.device(device):
         transformer = backbone_class.transformer_class(**config)
@@ -134,3 +136,14 @@ def naive_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 Step = Callable[[], Any]
+
+
+def attention_kernels(step: Step, device: str) -> list[str]:
+    """Return the names of the attention kernels that run in a step."""
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CUDA if device.startswith("cuda") else activity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        step()
+    words = ("flash", "fmha", "sdpa", "attention")
+    names = {event.key for event in profile.key_averages()}
+    return sorted(name[:120] for name in names if any(word in name.lower() for word in words))

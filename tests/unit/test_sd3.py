@@ -12,7 +12,6 @@ from data_pipeline.contract import UserError
 from modules.latents.codec import pack, unpack
 from modules.networks.adapters import MixtureOfLoRA, Route
 from modules.networks.denoiser import JointDenoiser
-from modules.networks.denoiser_files import load_network, save_network
 from modules.networks.sd3 import RowsBlock, Sd3Backbone
 
 CONFIG = {  # the switches of SD3.5-medium: dual attention in the first layers, norms of q and k
@@ -59,7 +58,9 @@ def run(backbone, latents, times, text, pooled, references=None):
 )
 def test_one_view_of_one_modality_is_the_stock_forward(changes):
     stock, (latents, text, pooled) = make_transformer(**changes), make_inputs(1, 1, grid=3)
-    driven = run(Sd3Backbone(copy.deepcopy(stock)), latents, TIMES[:, None], text, pooled)
+    backbone = Sd3Backbone(copy.deepcopy(stock))
+    backbone.adapt(MixtureOfLoRA(shared_rank=3, modality_rank=2))  # changes nothing at the start
+    driven = run(backbone, latents, TIMES[:, None], text, pooled)
     expected = stock(
         hidden_states=unpack(latents[:, 0, 0], 2),
         encoder_hidden_states=text,
@@ -193,33 +194,6 @@ def test_everything_changes_the_output_and_learns(tmp_path):
             assert (changed - before).abs().amax(dim=(1, 2, 3, 4, 5)).min() > 1e-3, name
         changed = denoiser(latents, times.roll(1, dims=1), **given)
         assert (changed - before).abs().max() > 1e-3
-
-
-def test_the_adapted_model_starts_as_the_pretrained_and_comes_back_from_disk(tmp_path):
-    stock = make_transformer()
-    stock.save_pretrained(tmp_path / "sd3" / "transformer")
-    denoiser = make_denoiser(tmp_path / "sd3")
-    latents, text, pooled = make_inputs()
-    times = torch.tensor([[0.2, 0.4, 0.9], [1.0, 0.5, 0.1]])
-    plain = JointDenoiser(Sd3Backbone(stock), num_views=VIEWS)
-    start = denoiser(latents, times, text, pooled=pooled)
-    assert torch.equal(start, plain(latents, times, text, pooled=pooled))
-    optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(6):
-        optimizer.zero_grad()
-        loss = (denoiser(latents, times, text, pooled=pooled) - 1.0).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    folder = tmp_path / "export"
-    folder.mkdir()
-    again = load_network(folder, save_network(folder, denoiser))
-    with torch.no_grad():
-        trained = denoiser(latents, times, text, pooled=pooled)
-        assert torch.equal(again(latents, times, text, pooled=pooled), trained)
-    assert (trained - start).abs().max() > 1e-3
 
 
 def test_wrong_input_is_refused_with_advice(tmp_path):
