@@ -1,0 +1,303 @@
+"""Embree's rasterizer against the slow reference, and both against what images must do."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from analytic import sphere
+
+from data_pipeline.contract import Camera, UserError, look_at_origin, view_layout
+from modules.geometry.mesh import sample_texture
+from modules.geometry.rasterize import render_mesh
+from modules.geometry.rasterizer import Fragments, clip_positions, rasterizer_for
+from modules.geometry.rasterizer_antialias import opposite_vertices
+from modules.geometry.rasterizer_embree import EmbreeRasterizer, pixel_rays
+from modules.geometry.rasterizer_reference import ReferenceRasterizer
+
+SIZE = 24
+FLAT = Camera(name="flat", camera_to_world=look_at_origin(25.0, 35.0, 2.0), ortho_scale=1.1)
+WIDE = Camera(
+    name="wide",
+    camera_to_world=look_at_origin(200.0, -20.0, 0.9),
+    projection="perspective",
+    fov_deg=70.0,
+)
+CAMERAS = (FLAT, WIDE)
+EMBREE, REFERENCE = EmbreeRasterizer(), ReferenceRasterizer()
+SIDES = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 6, 5], [4, 7, 6], [0, 4, 5], [0, 5, 1]])
+
+
+def soup(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A few welded faces and some stray ones that cut through each other and the camera's plane."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.tensor([[-0.4, -0.3], [0.35, -0.4], [0.4, 0.35], [-0.3, 0.4]]).unbind(dim=1)
+    near = torch.stack([x, y, 0.3 * x - 0.2], dim=1)
+    box = torch.cat([near, near + torch.tensor([0.05, -0.02, 0.5])])
+    stray = torch.rand(15, 3, generator=generator) - 0.5
+    behind = torch.tensor([[-0.5, 1.2, -0.4], [-0.2, 1.4, -0.5], [-0.6, 1.0, -0.6]])
+    crossing = torch.tensor([[0.4, 0.1, 0.1], [0.3, 0.3, -0.2], [-0.4, 1.6, -0.5]])
+    vertices = torch.cat([box, stray, behind, crossing]).double()
+    faces = torch.cat([SIDES, torch.arange(8, len(vertices)).view(-1, 3)])
+    return vertices, torch.cat([faces, torch.tensor([[0, 0, 1], [2, 2, 2]])])  # and degenerate ones
+
+
+def both(vertices, faces, cameras=CAMERAS, size: int = SIZE) -> tuple[Fragments, Fragments]:
+    return (
+        EMBREE.rasterize(vertices, faces, cameras, size),
+        REFERENCE.rasterize(vertices, faces, cameras, size),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_faces_and_barycentrics_equal_the_reference(seed: int):
+    vertices, faces = soup(seed)
+    fast, slow = both(vertices, faces)
+    assert slow.hit.float().mean() > 0.3
+    same = fast.face == slow.face
+    assert same.float().mean() > 0.998  # a pixel centre on an edge may go either way
+    error = (fast.barycentric - slow.barycentric)[same].abs().max()
+    assert error < 1e-9
+    assert (fast.barycentric[~fast.hit] == 0).all()
+
+
+def test_embrees_own_float32_barycentrics_place_the_same_points():
+    vertices, faces = soup()
+    quick = EMBREE.rasterize(vertices.float(), faces, CAMERAS, 64)
+    exact = EMBREE.rasterize(vertices, faces, CAMERAS, 64)
+    assert torch.equal(quick.face, exact.face)
+    quick_coord = EMBREE.interpolate(vertices.float(), faces, quick)
+    exact_coord = EMBREE.interpolate(vertices, faces, exact)
+    torch.testing.assert_close(quick_coord.double(), exact_coord, atol=2e-5, rtol=0)
+    assert (quick.barycentric[~quick.hit] == 0).all()
+    needing = vertices.float().requires_grad_()
+    graded = EMBREE.interpolate(needing, faces, EMBREE.rasterize(needing, faces, CAMERAS, 64))
+    torch.testing.assert_close(graded.detach().double(), exact_coord, atol=2e-5, rtol=0)
+
+
+def test_views_equal_those_of_render_mesh():
+    mesh = sphere()
+    cameras = (*view_layout("ortho6"), *view_layout("pinhole4"))
+    views = render_mesh(mesh, cameras, 48)
+    vertices, faces = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces)
+    seen = EMBREE.rasterize(vertices, faces, cameras, 48)
+    assert (seen.face.numpy() == views.face).mean() > 0.999
+    coord = EMBREE.interpolate(vertices, faces, seen).numpy()
+    np.testing.assert_allclose(coord, views.coord, atol=1e-6)
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
+def test_clip_positions_project_as_the_camera_does(camera: Camera):
+    vertices = torch.rand(50, 3, dtype=torch.float64) - 0.5
+    clip = clip_positions(vertices, [camera])[0]
+    pixels, depth = camera.project(vertices.numpy(), 32)
+    ours = (clip[:, :2] / clip[:, 3:] + 1.0) * 16.0
+    np.testing.assert_allclose(ours.numpy(), pixels, atol=1e-9)
+    z = (clip[:, 2] / clip[:, 3]).numpy()
+    assert np.abs(z).max() < 1.0
+    assert (np.argsort(z) == np.argsort(depth)).all()
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
+def test_pixel_rays_are_the_cameras(camera: Camera):
+    origins, directions = camera.rays(32)
+    window = (slice(3, 20), slice(10, 32))
+    ours, ways = pixel_rays(camera, 32, *window)
+    ways = ways / np.linalg.norm(ways, axis=-1, keepdims=True)
+    np.testing.assert_allclose(ours, origins[window], atol=1e-6)
+    np.testing.assert_allclose(ways, directions[window], atol=1e-6)
+
+
+def test_textures_repeat_with_v_up_and_equal_the_reference():
+    vertices, faces = soup()
+    fast, slow = both(vertices, faces)
+    generator = torch.Generator().manual_seed(1)
+    uv = 3.0 * torch.rand(len(vertices), 2, generator=generator).double() - 1.0
+    image = torch.rand(5, 7, 3, generator=generator).double()
+    ours = EMBREE.texture(image, EMBREE.interpolate(uv, faces, fast), fast)
+    theirs = REFERENCE.texture(image, REFERENCE.interpolate(uv, faces, slow), slow)
+    same = fast.face == slow.face
+    torch.testing.assert_close(ours[same], theirs[same])
+    assert (ours[~fast.hit] == 0).all()
+    bytes_ = (image * 255).round().byte()
+    where = EMBREE.interpolate(uv, faces, fast)
+    rgb = EMBREE.texture(bytes_.double() / 255, where, fast)[fast.hit]
+    np.testing.assert_allclose(
+        rgb.numpy(), sample_texture(bytes_.numpy(), where[fast.hit].numpy()), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_antialiased_images_equal_the_reference(seed: int):
+    vertices, faces = soup(seed)
+    fast = EMBREE.rasterize(vertices, faces, CAMERAS, SIZE)
+    image = torch.cat([EMBREE.interpolate(vertices, faces, fast), fast.hit[..., None]], dim=-1)
+    ours, theirs = EMBREE.antialias(image, fast), REFERENCE.antialias(image, fast)
+    torch.testing.assert_close(ours, theirs)
+    assert (ours != image).any(dim=-1).sum() > 50
+
+
+def images(rasterizer, vertices, attributes, image, faces, size: int) -> torch.Tensor:
+    """Coordinates, attributes, texture and silhouette, antialiased: all that a loss would see."""
+    seen = rasterizer.rasterize(vertices, faces, CAMERAS, size)
+    coord = rasterizer.interpolate(vertices, faces, seen)
+    values = rasterizer.interpolate(attributes, faces, seen)
+    rgb = rasterizer.texture(image, values[..., :2], seen)
+    alpha = seen.hit[..., None].to(vertices.dtype)
+    return rasterizer.antialias(torch.cat([coord, values, rgb, alpha], dim=-1), seen)
+
+
+def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    vertices, faces = soup(seed)
+    generator = torch.Generator().manual_seed(7)
+    attributes = torch.rand(len(vertices), 2, generator=generator).double()
+    return vertices, attributes, torch.rand(3, 4, 2, generator=generator).double(), faces
+
+
+def test_gradients_equal_the_reference():
+    *leaves, faces = inputs()
+    gradients = []
+    for rasterizer in (EMBREE, REFERENCE):
+        fresh = [leaf.clone().requires_grad_() for leaf in leaves]
+        output = images(rasterizer, *fresh, faces, 16)
+        weight = torch.rand(output.shape, generator=torch.Generator().manual_seed(3)).double()
+        (output * weight).sum().backward()
+        gradients.append([leaf.grad for leaf in fresh])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.abs().max() > 0.1
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_gradients_are_the_derivatives():
+    *leaves, faces = inputs(2)
+    fresh = [leaf.clone().requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(
+        lambda *values: images(EMBREE, *values, faces, 6), fresh, eps=1e-7, atol=1e-4
+    )
+
+
+def square(side: float, x: float = 0.0, z: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A square that faces azimuth 0."""
+    h = side / 2.0
+    corners = [[x - h, 0.0, z - h], [x + h, 0.0, z - h], [x + h, 0.0, z + h], [x - h, 0.0, z + h]]
+    return torch.tensor(corners), torch.tensor([[0, 1, 2], [0, 2, 3]])
+
+
+FRONT = (view_layout("ortho6")[0], view_layout("pinhole4")[0])
+
+
+def silhouette(vertices: torch.Tensor, faces: torch.Tensor, cameras, size: int) -> torch.Tensor:
+    seen = EMBREE.rasterize(vertices, faces, cameras, size)
+    return EMBREE.antialias(seen.hit[..., None].float(), seen)[..., 0]
+
+
+def test_antialiased_coverage_grows_with_the_area():
+    sides = np.linspace(0.3, 0.4, 50)  # less than a tenth of a pixel a step
+    pixels = [
+        float(silhouette(*square(side, x=0.013, z=-0.021), FRONT[:1], 32).sum()) for side in sides
+    ]
+    assert (np.diff(pixels) > 0).all()
+    # The four pixels at the corners are as covered as one of their edges says.
+    np.testing.assert_allclose(pixels, (sides / 1.1 * 32) ** 2, atol=1.5)
+
+
+def test_a_silhouettes_gradient_points_outwards():
+    vertices, faces = square(0.513)
+    for camera in FRONT:
+        leaf = vertices.clone().requires_grad_()
+        silhouette(leaf, faces, [camera], 40).sum().backward()
+        assert leaf.grad is not None
+        outward = (leaf.grad * vertices).sum(dim=1)
+        assert (outward > 1.0).all()
+        # d area / d scale = 2 area, in pixels
+        area = silhouette(vertices, faces, [camera], 40).sum()
+        assert outward.sum() == pytest.approx(2.0 * float(area), rel=0.08)
+
+
+def test_a_square_finds_its_place_and_size_by_its_silhouette():
+    start, faces = square(0.30, x=-0.08, z=0.06)
+    goal = silhouette(*square(0.45, x=0.07, z=-0.05), FRONT, 48)
+    vertices = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([vertices], lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = (silhouette(vertices, faces, FRONT, 48) - goal).square().mean()
+        loss.backward()
+        optimizer.step()
+    error = (vertices - square(0.45, x=0.07, z=-0.05)[0])[:, [0, 2]].abs().max()
+    assert error < 2e-3  # a tenth of a pixel; it started 7 pixels away
+
+
+def test_only_folds_and_borders_are_silhouettes():
+    _, faces = square(1.0)
+    assert opposite_vertices(faces).tolist() == [[-1, 3, -1], [-1, -1, 1]]
+    three = torch.tensor([[0, 1, 2], [1, 0, 3], [0, 1, 4]])  # one edge, three faces
+    assert (opposite_vertices(three) == -1).all()
+    vertices, faces = square(0.6)
+    seen = EMBREE.rasterize(vertices, faces, FRONT[:1], 16)
+    apart = torch.stack([seen.face == 0, seen.face == 1], dim=-1).float()
+    blended = EMBREE.antialias(apart, seen)
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[5:11, 5:11] = True
+    assert torch.equal(blended[0, inside], apart[0, inside])  # the diagonal stays sharp
+
+
+@pytest.mark.parametrize("rasterizer", [EMBREE, REFERENCE], ids=["embree", "reference"])
+def test_meshes_that_show_nothing(rasterizer):
+    nothing = torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)
+    vertices, faces = square(0.4)
+    behind = vertices + torch.tensor([0.0, -9.0, 0.0]), faces
+    flat = torch.zeros(3, 3), torch.tensor([[0, 1, 2]])
+    edge_on = vertices[:, [1, 0, 2]], faces
+    for points, corners in (nothing, behind, flat, edge_on, (vertices, nothing[1])):
+        points = points.clone().requires_grad_()
+        seen = rasterizer.rasterize(points, corners, FRONT, 8)
+        assert not seen.hit.any()
+        image = rasterizer.interpolate(points, corners, seen)
+        image = image + rasterizer.texture(torch.ones(2, 2, 3), image[..., :2], seen)
+        image = rasterizer.antialias(image, seen)
+        assert image.shape == (2, 8, 8, 3)
+        assert (image == 0).all()
+
+
+def test_attributes_may_have_faces_of_their_own():
+    vertices, faces = square(0.8)
+    seen = EMBREE.rasterize(vertices, faces, FRONT[:1], 8)
+    colours = torch.eye(2).repeat_interleave(3, dim=0)  # one row a corner: each face its colour
+    image = EMBREE.interpolate(colours, torch.arange(6).view(2, 3), seen)
+    for face in (0, 1):
+        torch.testing.assert_close(image[..., face], (seen.face == face).float())
+
+
+def test_wrong_input_is_refused_with_what_to_do():
+    vertices, faces = square(0.4)
+    for arguments, message in (
+        ((vertices.half(), faces, FRONT, 8), "give float32"),
+        ((vertices, faces.short(), FRONT, 8), "int32 or int64"),
+        ((vertices, faces + 1, FRONT, 8), "index vertices 1 to 4, but there are 4"),
+        ((vertices, faces - 1, FRONT, 8), "index vertices -1 to 2"),
+        ((vertices * torch.nan, faces, FRONT, 8), "NaN or infinity"),
+        ((vertices.to("meta"), faces, FRONT, 8), "move them together"),
+        ((vertices, faces, (), 8), "at least one camera"),
+        ((vertices, faces, FRONT, 0), "at least one camera and one pixel"),
+    ):
+        with pytest.raises(UserError, match=message):
+            EMBREE.rasterize(*arguments)
+
+
+def test_the_device_chooses_the_backend():
+    assert isinstance(rasterizer_for("cpu"), EmbreeRasterizer)
+
+
+def test_without_nvdiffrast_cuda_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "nvdiffrast", None)
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", None)
+    with pytest.raises(UserError, match=r"docs/install\.md.*EmbreeRasterizer"):
+        rasterizer_for("cuda")
+
+
+def test_nvdiffrast_is_imported_only_where_it_is_used():
+    modules = Path(__file__).resolve().parents[2] / "modules"
+    users = [path.name for path in modules.rglob("*.py") if "import nvdiffrast" in path.read_text()]
+    assert users == ["rasterizer_nvdiffrast.py"]
