@@ -10,22 +10,24 @@ CROSSING_SLACK = 1.0 / 16.0
 """How far beyond the two pixel centres a crossing may lie, in pixels: coverage is decided in lower
 precision than the crossing."""
 
+ROW, COLUMN = 0, 1
+
 
 def antialias(image: Float[Tensor, "v h w c"], fragments: Fragments) -> Float[Tensor, "v h w c"]:
     """Return the image blended across the silhouette edges that cross between pixel centres."""
     clip = clip_positions(fragments.vertices, fragments.cameras)
-    opposite = opposite_vertices(fragments.faces)
-    blended = image.flatten(0, 2)
-    pixels = blended
-    for axis in (0, 1):
-        here, there, crossing = _crossings(fragments, clip, opposite, axis)
-        # The crossing cuts the nearer pixel before the middle, the other one after it.
-        cut_is_here = crossing.detach() < 0.5
-        target = torch.where(cut_is_here, here, there)
-        source = torch.where(cut_is_here, there, here)
-        amount = (0.5 - crossing).abs()[:, None].to(image.dtype)
-        change = amount * (pixels.index_select(0, source) - pixels.index_select(0, target))
-        blended = blended.index_add(0, target, change)
+    silhouette = _silhouettes(fragments.faces.long(), clip.detach())
+    pixels = image.flatten(0, 2)
+    blended = pixels
+    for axis in (ROW, COLUMN):
+        near, far, edge = _cut_pairs(fragments, clip.detach(), silhouette, axis)
+        at, _ = _meets_line(_on_screen(edge, clip, near, far, image.shape[1])[0])
+        at = at.clamp(0.0, 1.0)
+        # Before the middle the edge lies in the near pixel, after it in the other one.
+        cuts_near = at.detach() < 0.5
+        target, source = torch.where(cuts_near, near, far), torch.where(cuts_near, far, near)
+        colours = pixels.index_select(0, source) - pixels.index_select(0, target)
+        blended = blended.index_add(0, target, (0.5 - at).abs()[:, None].to(image) * colours)
     return blended.unflatten(0, image.shape[:3])
 
 
@@ -39,7 +41,7 @@ def opposite_vertices(faces: Int[Tensor, "f 3"]) -> Int[Tensor, "f 3"]:
     if not len(start):
         return faces
     key = torch.minimum(start, end) * (faces.max() + 1) + torch.maximum(start, end)
-    collapsed = ((faces == faces.roll(-1, dims=1)).any(dim=1)).repeat_interleave(3)
+    collapsed = (faces == faces.roll(-1, dims=1)).any(dim=1).repeat_interleave(3)
     key = torch.where(collapsed, -1 - torch.arange(len(key), device=key.device), key)  # no edges
     key, order = key.sort()
     same = torch.zeros(len(key) + 1, dtype=torch.bool, device=faces.device)
@@ -51,53 +53,66 @@ def opposite_vertices(faces: Int[Tensor, "f 3"]) -> Int[Tensor, "f 3"]:
     return opposite.unflatten(0, faces.shape)
 
 
-def _crossings(
-    fragments: Fragments,
-    clip: Float[Tensor, "v n 4"],
-    opposite: Int[Tensor, "f 3"],
-    axis: int,
-) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, " e"]]:
-    """Return where silhouettes cross between neighbours in a row (axis 0) or column (axis 1).
+def _silhouettes(faces: Int[Tensor, "f 3"], clip: Float[Tensor, "v n 4"]) -> Bool[Tensor, "v f 3"]:
+    """Return at which edges (k opposite to corner k) the surface ends or folds over in a view."""
+    opposite = opposite_vertices(faces)
+    in_front = clip[..., 3] > 0
+    plane = clip[..., :2] / torch.where(in_front, clip[..., 3], 1.0)[..., None]
+    corners, wings = plane[:, faces], plane[:, opposite.clamp(min=0)]
+    starts = corners.roll(-1, dims=2)
+    run, rise = (corners.roll(-2, dims=2) - starts).unbind(dim=-1)
+
+    def side(points: Float[Tensor, "v f 3 2"]) -> Float[Tensor, "v f 3"]:
+        x, y = (points - starts).unbind(dim=-1)
+        return (run * y - rise * x).sign()
+
+    folds = side(corners) * side(wings) > 0  # both faces on one side of their edge
+    return folds | (opposite < 0) | ~in_front[:, opposite.clamp(min=0)]
+
+
+@torch.no_grad()
+def _cut_pairs(
+    fragments: Fragments, clip: Float[Tensor, "v n 4"], silhouette: Bool[Tensor, "v f 3"], axis: int
+) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Int[Tensor, "e 2"]]:
+    """Return the neighbours, in a row or column, between which a silhouette edge crosses.
 
     Returns:
-        Flat index of the pixel that sees the nearer face, that of its neighbour, and how far from
-        the former's centre to the latter's the edge lies, in [0, 1].
+        Flat index of the pixel that sees the nearer face, that of the other, and the vertices of
+        the nearer face's edge.
     """
     face, size = fragments.face, fragments.face.shape[-1]
-    index = torch.arange(face.numel(), device=face.device).view_as(face)
-    cut = (index[:, :, :-1], index[:, :, 1:]) if axis == 0 else (index[:, :-1], index[:, 1:])
-    face = face.flatten().long()
-    differ = face[cut[0]] != face[cut[1]]
-    first, second = cut[0][differ], cut[1][differ]
-    depths = _depth(fragments, clip, first), _depth(fragments, clip, second)
-    swap = depths[1] <= depths[0]
-    here, there = torch.where(swap, second, first), torch.where(swap, first, second)
+    differ = face.diff(dim=2) != 0 if axis == ROW else face.diff(dim=1) != 0
+    view, row, column = differ.nonzero(as_tuple=True)
+    first = (view * size + row) * size + column
+    second = first + (1 if axis == ROW else size)
+    swap = _depth(fragments, clip, second) <= _depth(fragments, clip, first)
+    near, far = torch.where(swap, second, first), torch.where(swap, first, second)
+    edges = silhouette[view, face.flatten()[near].long()]
+    kept = edges.any(dim=1)
+    near, far, edges = near[kept], far[kept], edges[kept]
 
-    # Corners relative to the near pixel's centre, in pixels; x runs towards the neighbour.
-    nearer = face[here]
-    corners, in_front = _on_screen(fragments.faces[nearer].long(), clip, here, size)
-    across = opposite[nearer]
-    wings, wing_in_front = _on_screen(across.clamp(min=0), clip, here, size)
-    order = (0, 1) if axis == 0 else (1, 0)
-    direction = (there - here).sign()[:, None].to(clip.dtype)
-    x, y = corners[..., order[0]] * direction, corners[..., order[1]]
-    wing_x, wing_y = wings[..., order[0]].detach() * direction, wings[..., order[1]].detach()
+    # Edge k, opposite to corner k, runs from corner k + 1 to corner k + 2.
+    vertices = fragments.faces[face.flatten()[near].long()].long()
+    corners, in_front = _on_screen(vertices, clip, near, far, size)
+    starts, ends = corners.roll(-1, dims=1), corners.roll(-2, dims=1)
+    run, rise = (ends - starts).abs().unbind(dim=-1)
+    at, straddles = _meets_line(torch.stack([starts, ends], dim=-2))
+    # The line leaves the face through the last of the edges that it meets.
+    last = at.where(straddles, -torch.inf).argmax(dim=1, keepdim=True)
+    cut = straddles & edges & (rise >= run)
+    cut &= (at > -CROSSING_SLACK) & (at < 1.0 + CROSSING_SLACK)
+    keep = cut.gather(1, last).squeeze(1) & in_front.all(dim=1)
+    edge = vertices.gather(1, torch.cat([(last + 1) % 3, (last + 2) % 3], dim=1))
+    return near[keep], far[keep], edge[keep]
 
-    start_x, start_y = x.roll(-1, dims=1), y.roll(-1, dims=1)  # edge k lies opposite to corner k
-    end_x, end_y = x.roll(-2, dims=1), y.roll(-2, dims=1)
-    run, rise = end_x - start_x, end_y - start_y
-    straddles = (start_y >= 0) != (end_y >= 0)
-    at = start_x - start_y * run / torch.where(straddles, rise, 1.0)
-    # The row leaves the triangle by the furthest of the edges that it meets.
-    best = at.detach().where(straddles, -torch.inf).argmax(dim=1, keepdim=True)
 
-    side = run * (y - start_y) - rise * (x - start_x)
-    wing_side = run * (wing_y - start_y) - rise * (wing_x - start_x)
-    silhouette = (across < 0) | ~wing_in_front | (side.sign() * wing_side.sign() > 0)
-    usable = straddles & silhouette & (rise.abs() >= run.abs())
-    at, usable = at.gather(1, best).squeeze(1), usable.gather(1, best).squeeze(1)
-    usable &= (at > -CROSSING_SLACK) & (at < 1.0 + CROSSING_SLACK) & in_front.all(dim=1)
-    return here[usable], there[usable], at[usable].clamp(0.0, 1.0)
+def _meets_line(
+    edges: Float[Tensor, "*e 2 2"],
+) -> tuple[Float[Tensor, "*e"], Bool[Tensor, "*e"]]:
+    """Return the x at which edges meet the line y = 0, and which do."""
+    (x0, y0), (x1, y1) = (edges[..., end, :].unbind(dim=-1) for end in (0, 1))
+    straddles = (y0 >= 0) != (y1 >= 0)
+    return x0 - y0 * (x1 - x0) / torch.where(straddles, y1 - y0, 1.0), straddles
 
 
 def _depth(
@@ -106,21 +121,30 @@ def _depth(
     """Return z / w of the face at each pixel, infinity where there is none."""
     face = fragments.face.flatten()[pixels].long()
     view = pixels // fragments.face[0].numel()
-    corners = clip.detach()[view[:, None], fragments.faces[face.clamp(min=0)].long(), 2:]
-    weights = fragments.barycentric.detach().flatten(0, 2)[pixels]
+    corners = clip[view[:, None], fragments.faces[face.clamp(min=0)].long(), 2:]
+    weights = fragments.barycentric.flatten(0, 2)[pixels]
     z, w = (weights[..., None] * corners).sum(dim=1).unbind(dim=1)
     return (z / w).where(face >= 0, torch.inf)
 
 
 def _on_screen(
-    vertex: Int[Tensor, "e 3"], clip: Float[Tensor, "v n 4"], pixels: Int[Tensor, " e"], size: int
-) -> tuple[Float[Tensor, "e 3 2"], Bool[Tensor, "e 3"]]:
-    """Return vertices in pixels from the centre of each pixel, and which are before the camera."""
-    view, row, column = pixels // size**2, pixels // size % size, pixels % size
-    flat = (view[:, None] * clip.shape[1] + vertex).flatten()
-    position = clip.flatten(0, 1).index_select(0, flat).unflatten(0, vertex.shape)
-    w = position[..., 3:]
-    in_front = w > 0
-    projected = (position[..., :2] / torch.where(in_front, w, 1.0) + 1.0) * (size / 2.0)
-    centre = torch.stack([column, row], dim=1).to(clip.dtype) + 0.5
-    return projected - centre[:, None], in_front.squeeze(-1)
+    vertices: Int[Tensor, "e k"],
+    clip: Float[Tensor, "v n 4"],
+    near: Int[Tensor, " e"],
+    far: Int[Tensor, " e"],
+    size: int,
+) -> tuple[Float[Tensor, "e k 2"], Bool[Tensor, "e k"]]:
+    """Return vertices as seen from pixels, and which of them lie before the camera.
+
+    The origin is the centre of the pixel `near`, the unit one pixel; x runs towards `far`.
+    """
+    view = (near // size**2)[:, None]
+    position = clip.flatten(0, 1).index_select(0, (view * clip.shape[1] + vertices).flatten())
+    position = position.unflatten(0, vertices.shape)
+    in_front = position[..., 3] > 0
+    plane = position[..., :2] / torch.where(in_front, position[..., 3], 1.0)[..., None]
+    here, there = (torch.stack([p % size, p // size % size], dim=1) for p in (near, far))
+    offset = (plane + 1.0) * (size / 2.0) - (here + 0.5)[:, None]
+    towards = (there - here)[:, None]
+    x, y = (offset * towards).sum(dim=-1), (offset * towards.abs().flip(-1)).sum(dim=-1)
+    return torch.stack([x, y], dim=-1), in_front

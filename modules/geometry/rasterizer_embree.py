@@ -45,11 +45,11 @@ class EmbreeRasterizer:
         """Weight the attributes of each pixel's three corners."""
         corners = faces[fragments.hit_faces]
         weights = fragments.barycentric.flatten(0, 2).index_select(0, fragments.hit_pixels)
-        values = torch.stack(
-            [attributes.index_select(0, corners[:, corner]) for corner in range(3)], dim=1
+        a, b, c = (
+            weights[:, corner, None] * attributes.index_select(0, corners[:, corner])
+            for corner in range(3)
         )
-        values = (weights[..., None] * values).sum(dim=1)
-        return _image(values, fragments)
+        return _image(a + b + c, fragments)
 
     def texture(
         self,
