@@ -36,7 +36,7 @@ class EmbreeRasterizer:
         face, barycentric = _cast(vertices, faces, cameras, resolution_px, clip)
         # Embree's own weights do where float32 values without gradients are wanted.
         if clip.requires_grad or vertices.dtype == torch.float64:
-            barycentric = _barycentric(face, clip, faces)
+            barycentric = barycentric_at(face, clip, faces)
         return Fragments(vertices, faces, tuple(cameras), face, barycentric)
 
     def interpolate(
@@ -150,7 +150,7 @@ def pixel_rays(
     return (spread, shared) if flat else (shared, spread)
 
 
-def _barycentric(
+def barycentric_at(
     face: Int[Tensor, "v h w"], clip: Float[Tensor, "v n 4"], faces: Int[Tensor, "f 3"]
 ) -> Float[Tensor, "v h w 3"]:
     """Return perspective-correct weights at the pixel centres, differentiable in `clip`.

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from analytic import sphere
+from raster_scenes import CAMERAS, images, inputs, soup, square, torus
 
-from data_pipeline.contract import Camera, UserError, look_at_origin, view_layout
+from data_pipeline.contract import Camera, UserError, view_layout
 from modules.geometry.mesh import sample_texture
 from modules.geometry.rasterize import render_mesh
 from modules.geometry.rasterizer import Fragments, clip_positions, rasterizer_for
@@ -17,30 +18,8 @@ from modules.geometry.rasterizer_embree import EmbreeRasterizer, pixel_rays
 from modules.geometry.rasterizer_reference import ReferenceRasterizer
 
 SIZE = 24
-FLAT = Camera(name="flat", camera_to_world=look_at_origin(25.0, 35.0, 2.0), ortho_scale=1.1)
-WIDE = Camera(
-    name="wide",
-    camera_to_world=look_at_origin(200.0, -20.0, 0.9),
-    projection="perspective",
-    fov_deg=70.0,
-)
-CAMERAS = (FLAT, WIDE)
 EMBREE, REFERENCE = EmbreeRasterizer(), ReferenceRasterizer()
-SIDES = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 6, 5], [4, 7, 6], [0, 4, 5], [0, 5, 1]])
-
-
-def soup(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A few welded faces and some stray ones that cut through each other and the camera's plane."""
-    generator = torch.Generator().manual_seed(seed)
-    x, y = torch.tensor([[-0.4, -0.3], [0.35, -0.4], [0.4, 0.35], [-0.3, 0.4]]).unbind(dim=1)
-    near = torch.stack([x, y, 0.3 * x - 0.2], dim=1)
-    box = torch.cat([near, near + torch.tensor([0.05, -0.02, 0.5])])
-    stray = torch.rand(15, 3, generator=generator) - 0.5
-    behind = torch.tensor([[-0.5, 1.2, -0.4], [-0.2, 1.4, -0.5], [-0.6, 1.0, -0.6]])
-    crossing = torch.tensor([[0.4, 0.1, 0.1], [0.3, 0.3, -0.2], [-0.4, 1.6, -0.5]])
-    vertices = torch.cat([box, stray, behind, crossing]).double()
-    faces = torch.cat([SIDES, torch.arange(8, len(vertices)).view(-1, 3)])
-    return vertices, torch.cat([faces, torch.tensor([[0, 0, 1], [2, 2, 2]])])  # and degenerate ones
+SCENES = {"soup 0": soup(0), "soup 1": soup(1), "soup 2": soup(2), "torus": torus()}
 
 
 def both(vertices, faces, cameras=CAMERAS, size: int = SIZE) -> tuple[Fragments, Fragments]:
@@ -50,9 +29,9 @@ def both(vertices, faces, cameras=CAMERAS, size: int = SIZE) -> tuple[Fragments,
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_faces_and_barycentrics_equal_the_reference(seed: int):
-    vertices, faces = soup(seed)
+@pytest.mark.parametrize("scene", SCENES, ids=str)
+def test_faces_and_barycentrics_equal_the_reference(scene: str):
+    vertices, faces = SCENES[scene]
     fast, slow = both(vertices, faces)
     assert slow.hit.float().mean() > 0.3
     same = fast.face == slow.face
@@ -128,9 +107,9 @@ def test_textures_repeat_with_v_up_and_equal_the_reference():
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_antialiased_images_equal_the_reference(seed: int):
-    vertices, faces = soup(seed)
+@pytest.mark.parametrize("scene", SCENES, ids=str)
+def test_antialiased_images_equal_the_reference(scene: str):
+    vertices, faces = SCENES[scene]
     fast = EMBREE.rasterize(vertices, faces, CAMERAS, SIZE)
     image = torch.cat([EMBREE.interpolate(vertices, faces, fast), fast.hit[..., None]], dim=-1)
     ours, theirs = EMBREE.antialias(image, fast), REFERENCE.antialias(image, fast)
@@ -138,25 +117,9 @@ def test_antialiased_images_equal_the_reference(seed: int):
     assert (ours != image).any(dim=-1).sum() > 50
 
 
-def images(rasterizer, vertices, attributes, image, faces, size: int) -> torch.Tensor:
-    """Coordinates, attributes, texture and silhouette, antialiased: all that a loss would see."""
-    seen = rasterizer.rasterize(vertices, faces, CAMERAS, size)
-    coord = rasterizer.interpolate(vertices, faces, seen)
-    values = rasterizer.interpolate(attributes, faces, seen)
-    rgb = rasterizer.texture(image, values[..., :2], seen)
-    alpha = seen.hit[..., None].to(vertices.dtype)
-    return rasterizer.antialias(torch.cat([coord, values, rgb, alpha], dim=-1), seen)
-
-
-def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    vertices, faces = soup(seed)
-    generator = torch.Generator().manual_seed(7)
-    attributes = torch.rand(len(vertices), 2, generator=generator).double()
-    return vertices, attributes, torch.rand(3, 4, 2, generator=generator).double(), faces
-
-
-def test_gradients_equal_the_reference():
-    *leaves, faces = inputs()
+@pytest.mark.parametrize("scene", SCENES, ids=str)
+def test_gradients_equal_the_reference(scene: str):
+    *leaves, faces = inputs(SCENES[scene])
     gradients = []
     for rasterizer in (EMBREE, REFERENCE):
         fresh = [leaf.clone().requires_grad_() for leaf in leaves]
@@ -170,18 +133,11 @@ def test_gradients_equal_the_reference():
 
 
 def test_gradients_are_the_derivatives():
-    *leaves, faces = inputs(2)
+    *leaves, faces = inputs(soup(2))
     fresh = [leaf.clone().requires_grad_() for leaf in leaves]
     assert torch.autograd.gradcheck(
         lambda *values: images(EMBREE, *values, faces, 6), fresh, eps=1e-7, atol=1e-4
     )
-
-
-def square(side: float, x: float = 0.0, z: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A square that faces azimuth 0."""
-    h = side / 2.0
-    corners = [[x - h, 0.0, z - h], [x + h, 0.0, z - h], [x + h, 0.0, z + h], [x - h, 0.0, z + h]]
-    return torch.tensor(corners), torch.tensor([[0, 1, 2], [0, 2, 3]])
 
 
 FRONT = (view_layout("ortho6")[0], view_layout("pinhole4")[0])
