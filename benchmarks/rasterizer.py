@@ -4,9 +4,9 @@
 
 On the CPU first 6 views of 512 px (`ortho6`): Embree alone (one call for face ids, on rays made and
 in a scene built before) against `rasterize`, which makes rays and scene each time and leaves out
-the rays that cannot hit; both count one ray a pixel. Then, on either device, 6 views of masked rgb (a
-texture of 1024 px), normal and coord images, forward and backward, and a training step: the same
-with losses against other images and a step of Adam on vertices and texture. Medians.
+the rays that cannot hit; both count one ray a pixel. Then, on either device, 6 views of masked rgb
+(a texture of 1024 px), normal and coord images, forward and backward, and a training step: the
+same with losses against other images and a step of Adam on vertices and texture. Medians.
 """
 
 import argparse

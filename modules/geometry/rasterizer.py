@@ -45,6 +45,14 @@ class Fragments:
     face: Int[Tensor, "v h w"]
     barycentric: Float[Tensor, "v h w 3"]
 
+    def check_faces(self, faces: Int[Tensor, "f 3"]) -> None:
+        """Raise a UserError unless there is a face for every rasterized one."""
+        if faces.shape != self.faces.shape:
+            raise UserError(
+                f"attributes come with {len(faces)} faces but {len(self.faces)} were rasterized: "
+                "give one face of attributes for each, in the same order"
+            )
+
     @property
     def hit(self) -> Bool[Tensor, "v h w"]:
         """Whether anything is seen: the silhouette at pixel centres."""
@@ -88,6 +96,9 @@ class Rasterizer(Protocol):
             attributes: one row each vertex, or each corner, of `faces`.
             faces: indices into `attributes`, in the order of the rasterized faces.
             fragments: what `rasterize` returned.
+
+        Raises:
+            UserError: there are more or fewer faces than were rasterized.
         """
         ...
 

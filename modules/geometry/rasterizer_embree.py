@@ -43,6 +43,7 @@ class EmbreeRasterizer:
         self, attributes: Float[Tensor, "k c"], faces: Int[Tensor, "f 3"], fragments: Fragments
     ) -> Float[Tensor, "v h w c"]:
         """Weight the attributes of each pixel's three corners."""
+        fragments.check_faces(faces)
         corners = faces[fragments.hit_faces]
         weights = fragments.barycentric.flatten(0, 2).index_select(0, fragments.hit_pixels)
         a, b, c = (

@@ -83,6 +83,7 @@ class NvdiffrastRasterizer:
         fragments: Fragments,
     ) -> Float[Tensor, "v h w c"]:
         """Weight the attributes of each pixel's three corners."""
+        fragments.check_faces(faces)
         raster = _own(fragments).raster
         if not len(faces):
             return raster.new_zeros(*fragments.face.shape, attributes.shape[1])

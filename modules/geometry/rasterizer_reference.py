@@ -35,6 +35,7 @@ class ReferenceRasterizer:
         self, attributes: Float[Tensor, "k c"], faces: Int[Tensor, "f 3"], fragments: Fragments
     ) -> Float[Tensor, "v h w c"]:
         """Weight the attributes of each pixel's three corners."""
+        fragments.check_faces(faces)
         if not len(faces):
             return attributes.new_zeros(*fragments.face.shape, attributes.shape[1])
         corners = attributes[faces.long()[fragments.face.long().clamp(min=0)]]

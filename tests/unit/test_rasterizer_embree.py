@@ -240,6 +240,9 @@ def test_wrong_input_is_refused_with_what_to_do():
     ):
         with pytest.raises(UserError, match=message):
             EMBREE.rasterize(*arguments)
+    seen = EMBREE.rasterize(vertices, faces, FRONT, 8)
+    with pytest.raises(UserError, match="1 faces but 2 were rasterized"):
+        EMBREE.interpolate(vertices, faces[:1], seen)
 
 
 def test_the_device_chooses_the_backend():
