@@ -204,9 +204,10 @@ def test_meshes_that_show_nothing(rasterizer):
     nothing = torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)
     vertices, faces = square(0.4)
     behind = vertices + torch.tensor([0.0, -9.0, 0.0]), faces
+    beside = vertices + torch.tensor([7.0, 0.0, 0.0]), faces
     flat = torch.zeros(3, 3), torch.tensor([[0, 1, 2]])
     edge_on = vertices[:, [1, 0, 2]], faces
-    for points, corners in (nothing, behind, flat, edge_on, (vertices, nothing[1])):
+    for points, corners in (nothing, behind, beside, flat, edge_on, (vertices, nothing[1])):
         points = points.clone().requires_grad_()
         seen = rasterizer.rasterize(points, corners, FRONT, 8)
         assert not seen.hit.any()
@@ -224,6 +225,12 @@ def test_attributes_may_have_faces_of_their_own():
     image = EMBREE.interpolate(colours, torch.arange(6).view(2, 3), seen)
     for face in (0, 1):
         torch.testing.assert_close(image[..., face], (seen.face == face).float())
+
+
+def test_faces_may_be_int32():
+    vertices, attributes, image, faces = inputs(SCENES["torus"])
+    short = images(EMBREE, vertices, attributes, image, faces.int(), SIZE)
+    assert torch.equal(short, images(EMBREE, vertices, attributes, image, faces, SIZE))
 
 
 def test_wrong_input_is_refused_with_what_to_do():
