@@ -44,7 +44,7 @@ class EmbreeRasterizer:
     ) -> Float[Tensor, "v h w c"]:
         """Weight the attributes of each pixel's three corners."""
         fragments.check_faces(faces)
-        corners = faces[fragments.hit_faces]
+        corners = faces.index_select(0, fragments.hit_faces)
         weights = fragments.barycentric.flatten(0, 2).index_select(0, fragments.hit_pixels)
         a, b, c = (
             weights[:, corner, None] * attributes.index_select(0, corners[:, corner])
@@ -159,10 +159,12 @@ def barycentric_at(
     Homogeneous edge functions (Olano and Greer, 1997): each weight is the area, seen from the pixel
     centre, of the triangle's other two corners, divided by the sum of the three.
     """
-    view, row, column = torch.nonzero(face >= 0, as_tuple=True)
-    corners = faces[face[view, row, column].long()].long() + (view * clip.shape[1])[:, None]
-    resolution_px = face.shape[-1]
-    centre = torch.stack([column, row], dim=1).to(clip.dtype).add(0.5) / resolution_px * 2.0 - 1.0
+    size, flat = face.shape[-1], face.flatten()
+    hit = (flat >= 0).nonzero().flatten()
+    view, pixel = hit // size**2, hit % size**2
+    centre = torch.stack([pixel % size, pixel // size], dim=1) + 0.5
+    centre = centre.to(clip.dtype) * (2.0 / size) - 1.0
+    corners = faces.index_select(0, flat.index_select(0, hit)) + (view * clip.shape[1])[:, None]
     a, b, c = (clip.flatten(0, 1).index_select(0, corners[:, corner]) for corner in range(3))
     a, b, c = (corner[:, :2] - centre * corner[:, 3:] for corner in (a, b, c))
     areas = torch.stack([_cross(b, c), _cross(c, a), _cross(a, b)], dim=1)
@@ -173,8 +175,7 @@ def barycentric_at(
     # A hair outside by rounding; more than that only if nearly edge-on.
     weights = weights.clamp(0.0, 1.0)
     weights = weights / weights.sum(dim=1, keepdim=True)
-    blank = clip.new_zeros(*face.shape, 3)
-    return blank.index_put((view, row, column), weights)
+    return clip.new_zeros(len(flat), 3).index_copy(0, hit, weights).unflatten(0, face.shape)
 
 
 def _cross(a: Float[Tensor, "p 2"], b: Float[Tensor, "p 2"]) -> Float[Tensor, " p"]:
