@@ -4,6 +4,7 @@ Rays are cast on the CPU; tensors may live on any device.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,10 @@ class EmbreeRasterizer:
         check_inputs(vertices, faces, cameras, resolution_px)
         clip = clip_positions(vertices, cameras)
         face, barycentric = _cast(vertices, faces, cameras, resolution_px, clip)
-        # Embree's own weights do where float32 values without gradients are wanted.
-        if clip.requires_grad or vertices.dtype == torch.float64:
+        if vertices.dtype == torch.float64:
             barycentric = barycentric_at(face, clip, faces)
+        elif clip.requires_grad:
+            barycentric = _WithGradients.apply(barycentric, clip, face, faces)
         return Fragments(vertices, faces, tuple(cameras), face, barycentric)
 
     def interpolate(
@@ -149,6 +151,23 @@ def pixel_rays(
     spread = across.astype(np.float32)[None] + downward.astype(np.float32)[:, None]
     shared = np.broadcast_to((-back if flat else eye).astype(np.float32), spread.shape)
     return (spread, shared) if flat else (shared, spread)
+
+
+class _WithGradients(torch.autograd.Function):
+    """Embree's float32 weights with the gradients of `barycentric_at`, computed when asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, barycentric: Tensor, clip: Tensor, face: Tensor, faces: Tensor) -> Tensor:
+        ctx.save_for_backward(clip, face, faces)
+        return barycentric
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        clip, face, faces = ctx.saved_tensors
+        with torch.enable_grad():
+            clip = clip.detach().requires_grad_()
+            weights = barycentric_at(face, clip, faces)
+        return None, torch.autograd.grad(weights, clip, gradient)[0], None, None
 
 
 def barycentric_at(

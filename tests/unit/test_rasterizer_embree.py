@@ -50,9 +50,8 @@ def test_embrees_own_float32_barycentrics_place_the_same_points():
     exact_coord = EMBREE.interpolate(vertices, faces, exact)
     torch.testing.assert_close(quick_coord.double(), exact_coord, atol=2e-5, rtol=0)
     assert (quick.barycentric[~quick.hit] == 0).all()
-    needing = vertices.float().requires_grad_()
-    graded = EMBREE.interpolate(needing, faces, EMBREE.rasterize(needing, faces, CAMERAS, 64))
-    torch.testing.assert_close(graded.detach().double(), exact_coord, atol=2e-5, rtol=0)
+    needing = EMBREE.rasterize(vertices.float().requires_grad_(), faces, CAMERAS, 64)
+    assert torch.equal(needing.barycentric, quick.barycentric)
 
 
 def test_views_equal_those_of_render_mesh():
@@ -132,11 +131,24 @@ def test_gradients_equal_the_reference(scene: str):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+def test_float32_has_the_gradients_of_float64():
+    *leaves, faces = inputs(SCENES["torus"])
+    weight = torch.rand(2, 32, 32, 8, generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        fresh = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        (images(EMBREE, *fresh, faces, 32) * weight.to(dtype)).sum().backward()
+        gradients.append([leaf.grad.double() for leaf in fresh])
+    for single, double in zip(*gradients, strict=True):
+        assert (single - double).norm() < 1e-3 * double.norm()
+
+
 def test_gradients_are_the_derivatives():
-    *leaves, faces = inputs(soup(2))
+    vertices, faces = soup(2)
+    *leaves, faces = inputs((vertices[:14], faces[:8]))
     fresh = [leaf.clone().requires_grad_() for leaf in leaves]
     assert torch.autograd.gradcheck(
-        lambda *values: images(EMBREE, *values, faces, 6), fresh, eps=1e-7, atol=1e-4
+        lambda *values: images(EMBREE, *values, faces, 5), fresh, eps=1e-7, atol=1e-4
     )
 
 
@@ -175,8 +187,8 @@ def test_a_square_finds_its_place_and_size_by_its_silhouette():
     start, faces = square(0.30, x=-0.08, z=0.06)
     goal = silhouette(*square(0.45, x=0.07, z=-0.05), FRONT, 48)
     vertices = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([vertices], lr=5e-3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam([vertices], lr=8e-3)
+    for _ in range(120):
         optimizer.zero_grad()
         loss = (silhouette(vertices, faces, FRONT, 48) - goal).square().mean()
         loss.backward()
