@@ -39,7 +39,9 @@ class RayScene:
         self.corners = vertices[faces]
         self._scene = EmbreeScene()
         # Keep the geometry alive: the scene holds no reference to it.
-        self._geometry = TriangleMesh(self._scene, self.corners.astype(np.float32))
+        self._geometry = TriangleMesh(
+            self._scene, vertices.astype(np.float32), faces.astype(np.int32)
+        )
 
     def first_face(
         self, origins: Float[ndarray, "p 3"], directions: Float[ndarray, "p 3"]

@@ -197,9 +197,14 @@ def clip_positions(
     half = torch.tensor([half_width(camera) for camera in cameras], **options)[:, None]
     flat = torch.tensor([c.projection == "orthographic" for c in cameras], device=vertices.device)
     flat = flat[:, None]
-    # Sums of products, not a matrix product: that may run in TF32 or bfloat16, far too coarse here.
-    local = vertices[None] - matrices[:, None, :3, 3]
-    x, y, back = ((local * matrices[:, None, :3, axis]).sum(dim=-1) for axis in range(3))
+    offset = [vertices[None, :, axis] - matrices[:, None, axis, 3] for axis in range(3)]
+
+    def along(axis: int) -> Tensor:
+        """Not a matrix product: that may run in TF32 or bfloat16, far too coarse here."""
+        x, y, z = matrices[:, :3, axis, None].unbind(dim=1)
+        return offset[0] * x + offset[1] * y + offset[2] * z
+
+    x, y, back = (along(axis) for axis in range(3))
     depth = -back.detach()
     if not len(vertices):
         return vertices.new_zeros(len(cameras), 0, 4)

@@ -3,6 +3,7 @@
 Rays are cast on the CPU; tensors may live on any device.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,14 @@ EDGE_ON = 1e-12
 
 
 class EmbreeRasterizer:
-    """See `Rasterizer`. Float32 or float64; faces are found in float32 either way."""
+    """See `Rasterizer`. Float32 or float64; faces are found in float32 either way.
+
+    The scene of the last mesh is kept, for as long as its vertices and faces stay the same.
+    """
+
+    def __init__(self) -> None:
+        self._mesh: tuple[ndarray, ndarray] | None = None
+        self._scene: RayScene | None = None
 
     def rasterize(
         self,
@@ -34,7 +42,8 @@ class EmbreeRasterizer:
         """Cast one ray through every pixel centre that the mesh can cover."""
         check_inputs(vertices, faces, cameras, resolution_px)
         clip = clip_positions(vertices, cameras)
-        face, barycentric = _cast(vertices, faces, cameras, resolution_px, clip)
+        scene = self._scene_of(vertices.detach().cpu().numpy(), faces.cpu().numpy())
+        face, barycentric = _cast(scene, cameras, resolution_px, clip)
         if vertices.dtype == torch.float64:
             barycentric = barycentric_at(face, clip, faces)
         elif clip.requires_grad:
@@ -82,6 +91,14 @@ class EmbreeRasterizer:
         """Blend across silhouettes."""
         return antialias(image, fragments)
 
+    def _scene_of(self, *mesh: ndarray) -> RayScene:
+        """Return the scene of vertices and faces."""
+        same = self._mesh is not None and all(map(np.array_equal, self._mesh, mesh))
+        if self._scene is None or not same:
+            vertices, faces = self._mesh = mesh[0].copy(), mesh[1].copy()  # torch may change mesh
+            self._scene = RayScene(vertices, faces)
+        return self._scene
+
 
 def _image(values: Float[Tensor, "p c"], fragments: Fragments) -> Float[Tensor, "v h w c"]:
     """Return the image that holds these values at `hit_pixels`."""
@@ -91,45 +108,36 @@ def _image(values: Float[Tensor, "p c"], fragments: Fragments) -> Float[Tensor, 
 
 
 def _cast(
-    vertices: Tensor,
-    faces: Tensor,
-    cameras: Sequence[Camera],
-    resolution_px: int,
-    clip: Float[Tensor, "v n 4"],
+    scene: RayScene, cameras: Sequence[Camera], resolution_px: int, clip: Float[Tensor, "v n 4"]
 ) -> tuple[Int[Tensor, "v h w"], Float[Tensor, "v h w 3"]]:
     """Return faces and Embree's barycentric coordinates; no ray is cast where none can hit."""
     image = (len(cameras), resolution_px, resolution_px)
     face, barycentric = np.full(image, -1, dtype=np.int32), np.zeros((*image, 3), dtype=np.float32)
-    if len(faces):
-        scene = RayScene(vertices.detach().float().cpu().numpy(), faces.cpu().numpy())
-        windows = _windows(clip.detach().cpu().double().numpy(), resolution_px)
-        for view, (camera, (rows, columns)) in enumerate(zip(cameras, windows, strict=True)):
-            origins, directions = pixel_rays(camera, resolution_px, rows, columns)
-            shape = origins.shape[:2]
-            found, u, v = (
-                array.reshape(shape)
-                for array in scene.intersect(origins.reshape(-1, 3), directions.reshape(-1, 3))
-            )
-            face[view, rows, columns] = found
-            weights = barycentric[view, rows, columns]
-            weights[..., 1], weights[..., 2] = u, v
-            np.subtract((found >= 0) - u, v, out=weights[..., 0])
-    return (
-        torch.from_numpy(face).to(vertices.device),
-        torch.from_numpy(barycentric).to(vertices.device),
-    )
+    windows = _windows(clip.detach(), resolution_px)
+    for view, (camera, (rows, columns)) in enumerate(zip(cameras, windows, strict=True)):
+        origins, directions = pixel_rays(camera, resolution_px, rows, columns)
+        shape = origins.shape[:2]
+        found, u, v = (
+            array.reshape(shape)
+            for array in scene.intersect(origins.reshape(-1, 3), directions.reshape(-1, 3))
+        )
+        face[view, rows, columns] = found
+        weights = barycentric[view, rows, columns]
+        weights[..., 1], weights[..., 2] = u, v
+        np.subtract((found >= 0) - u, v, out=weights[..., 0])
+    return torch.from_numpy(face).to(clip.device), torch.from_numpy(barycentric).to(clip.device)
 
 
-def _windows(clip: Float[ndarray, "v n 4"], resolution_px: int) -> list[tuple[slice, slice]]:
+def _windows(clip: Float[Tensor, "v n 4"], resolution_px: int) -> list[tuple[slice, slice]]:
     """Return the rows and columns of each view outside of which the mesh covers no pixel."""
     windows = []
     for view in clip:
-        if (view[:, 3] <= 0).any():  # reaches behind the camera: may cover any pixel
-            windows.append((slice(0, resolution_px), slice(0, resolution_px)))
-            continue
-        pixels = (view[:, :2] / view[:, 3:] + 1.0) / 2.0 * resolution_px
-        low = np.clip(np.floor(pixels.min(axis=0)) - 1, 0, resolution_px).astype(int)
-        high = np.clip(np.ceil(pixels.max(axis=0)) + 1, 0, resolution_px).astype(int)
+        low, high = [0, 0], [resolution_px, resolution_px]
+        if len(view) and bool((view[:, 3] > 0).all()):  # else it may cover any pixel
+            pixels = (view[:, :2] / view[:, 3:] + 1.0) / 2.0 * resolution_px
+            least, most = (bound.tolist() for bound in torch.aminmax(pixels, dim=0))
+            low = [min(max(math.floor(x) - 1, 0), resolution_px) for x in least]
+            high = [min(max(math.ceil(x) + 1, 0), resolution_px) for x in most]
         windows.append((slice(low[1], high[1]), slice(low[0], high[0])))
     return windows
 

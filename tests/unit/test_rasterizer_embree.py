@@ -239,6 +239,19 @@ def test_attributes_may_have_faces_of_their_own():
         torch.testing.assert_close(image[..., face], (seen.face == face).float())
 
 
+def test_a_mesh_changed_in_place_is_seen_anew():
+    vertices, faces = (leaf.clone() for leaf in square(0.4, x=0.013))
+    rasterizer = EmbreeRasterizer()
+    first = rasterizer.rasterize(vertices, faces, FRONT, 16)
+    assert torch.equal(rasterizer.rasterize(vertices, faces, FRONT, 16).face, first.face)
+    vertices.mul_(1.5)
+    grown = rasterizer.rasterize(vertices, faces, FRONT, 16)
+    assert grown.hit.sum() > 1.5 * first.hit.sum()
+    faces.copy_(faces.flip(0))
+    swapped = rasterizer.rasterize(vertices, faces, FRONT, 16)
+    assert torch.equal(swapped.face, torch.where(grown.hit, 1 - grown.face, -1))
+
+
 def test_faces_may_be_int32():
     vertices, attributes, image, faces = inputs(SCENES["torus"])
     short = images(EMBREE, vertices, attributes, image, faces.int(), SIZE)
