@@ -21,7 +21,7 @@ from modules.metrics.geometry import NUM_SAMPLES, MeshSurface, compare_surfaces
 from modules.metrics.mesh_quality import mesh_quality
 from modules.metrics.volume import volume_iou
 from modules.reporting.evaluation import Loaded
-from modules.reporting.folder_cases import folder_cases, mesh_files
+from modules.reporting.folder_cases import folder_cases, named_files
 
 TRIMESH_EVERY = 4
 
@@ -117,7 +117,7 @@ def main() -> None:
     )
     times: dict[str, list] = {row: [] for row in rows}
     gaps: dict[str, list] = {name: [] for name in peers}
-    both = mesh_files(arguments.meshes).keys() & mesh_files(arguments.reference).keys()
+    both = named_files(arguments.meshes).keys() & named_files(arguments.reference).keys()
     cases = [c for c in folder_cases(arguments.meshes, arguments.reference) if c.name in both]
     for i, case in enumerate(cases):
         due = {name: nearest for name, (nearest, every) in peers.items() if i % every == 0}

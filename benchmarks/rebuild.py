@@ -10,6 +10,10 @@ took beyond what it held before. Ours unwrap and bake a texture too; the peers m
 OUT takes one line a sample and method; lines that are there already are not computed again, and
 several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints all.
 
+With --inputs other than `true` every method reads spoilt images instead, the same for all:
+`mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left, or `decoded` by
+--autoencoder, whose foreground every method takes by Relief's hit rule, as nothing else is known.
+
 Methods: `classical-G` and `refined-G` (with --pipeline; grid of G cells), `poisson-D` and
 `poisson-D-trimmed` (depth D; needs Open3D, see rebuild_peers.py), `tsdf-G`.
 """
@@ -19,7 +23,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,9 +45,12 @@ from data_pipeline.contract import (
 )
 from data_pipeline.loading.samples import decode_sample
 from data_pipeline.shards.manifest import ShardSet
+from modules.geometry.corruption import Corruption, corrupt
 from modules.geometry.lift import lift
 from modules.geometry.mesh import Mesh, load_mesh
 from modules.geometry.rasterize import RayScene
+from modules.latents.autoencoder_files import load_autoencoder
+from modules.latents.codec import decode_packed, encode_packed
 from modules.metrics.geometry import MeshSurface, SurfaceSamples, floor_figures
 from modules.metrics.scoring import FAILURE_FIGURES, ScoringOptions, score, summarise
 from modules.pipelines.reconstruction import Reconstructor
@@ -55,6 +62,18 @@ METHODS = (
     "classical-96", "classical-192", "refined-96", "poisson-6", "poisson-7", "poisson-8",
     "poisson-7-trimmed", "tsdf-128",
 )  # fmt: skip
+SPOILT = {
+    name: Corruption(
+        clean_share=0.0, coord_noise=(level, level), drop_share=drop, max_dropped=1, blur_px=blur
+    )
+    for name, level, drop, blur in (
+        ("mild", 0.005, 0.0, 0.5), ("medium", 0.015, 0.0, 1.0), ("strong", 0.04, 1.0, 1.5),
+    )
+}  # fmt: skip
+"""Noise of depth (world units; that of normals is 5 times as much), views lost, blur of outlines
+(pixels)."""
+
+INPUTS = ("true", *SPOILT, "decoded")
 FLOOR = "floor"
 TRIM = 0.02  # of the vertices
 LARGEST_MISFIT = 0.002  # of rendered points from the original: beyond, it is another shape
@@ -91,6 +110,8 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--inputs", choices=INPUTS, default="true")
+    parser.add_argument("--autoencoder", help="folder, file or hub id, for --inputs decoded")
     parser.add_argument("--meshes", type=Path, help="folder that takes every surface as PLY")
     parser.add_argument("--part", type=Shard.parse, default=Shard(), help="0/2: of two processes")
     arguments = parser.parse_args()
@@ -100,31 +121,38 @@ def main() -> None:
         load_open3d()
     files = sorted(p for p in arguments.reference.rglob("*") if p.suffix.lower() in SUFFIXES)
     originals = {make_uid(path.stem): path for path in files}
+    if (arguments.inputs == "decoded") != (arguments.autoencoder is not None):
+        raise SystemExit("--inputs decoded needs --autoencoder, and nothing else takes it")
     rows, part = _read(arguments.out), arguments.part
-    for shards in arguments.shards:
-        shard_set = ShardSet(shards, "samples")
+
+    def set_name(shards: Path) -> str:
+        return shards.name if arguments.inputs == "true" else f"{shards.name} {arguments.inputs}"
+
+    sets = {shards: ShardSet(shards, "samples") for shards in arguments.shards}
+    if missing := {uid for found in sets.values() for uid in found.uids} - originals.keys():
+        raise SystemExit(f"{arguments.reference} holds no original of {', '.join(sorted(missing))}")
+    for shards, shard_set in sets.items():
         for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
-            if uid not in originals:
-                raise SystemExit(f"{arguments.reference} holds no original of {uid}")
-            wanted = [m for m in (FLOOR, *methods) if (shards.name, uid, m) not in rows]
+            name = set_name(shards)
+            wanted = [m for m in (FLOOR, *methods) if (name, uid, m) not in rows]
             rebuilt = {
-                method: _in_child(_rebuild, shard_set, i, method, arguments.pipeline)
+                method: _in_child(_rebuild, shard_set, i, method, arguments)
                 for method in wanted
                 if method != FLOOR
             }
-            meshes = arguments.meshes and arguments.meshes / shards.name
+            meshes = arguments.meshes and arguments.meshes / name
             scored = _in_child(_score, shard_set, i, originals[uid], wanted, rebuilt, meshes)
             for method, figures in scored.items():
-                rows[shards.name, uid, method] = figures
-                names = {"set": shards.name, "uid": uid, "method": method}
+                rows[name, uid, method] = figures
+                names = {"set": name, "uid": uid, "method": method}
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(names | {"figures": figures}) + "\n")
-            print(shards.name, uid, flush=True)
+            print(name, uid, flush=True)
     rows = _read(arguments.out)
     print("\n" + ", ".join(f"{k} {v}" for k, v in describe_environment().items()))
     for shards in arguments.shards:
-        print(f"\n{shards.name}\n")
-        print_table({k[1:]: v for k, v in rows.items() if k[0] == shards.name}, methods)
+        print(f"\n{set_name(shards)}\n")
+        print_table({k[1:]: v for k, v in rows.items() if k[0] == set_name(shards)}, methods)
 
 
 def print_table(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str]) -> None:
@@ -159,11 +187,14 @@ def print_table(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str])
         print(f"| {method} | {' | '.join(cells)} | {failed} |")
 
 
-def _rebuild(shard_set: ShardSet, i: int, method: str, pipeline: Path | None) -> dict[str, Any]:
+def _rebuild(
+    shard_set: ShardSet, i: int, method: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Return a method's surface of a sample, and what it took; or why it failed."""
     members = shard_set.read(i)
     cameras = layout_cameras(json.loads(members["meta.json"]))
-    rebuild = _rebuilder(method, decode_sample(members), cameras, pipeline)
+    inputs = _inputs(decode_sample(members), cameras, i, arguments)
+    rebuild = _rebuilder(method, *inputs, arguments.pipeline)
     _reset_peak()
     before, start = _memory_mb("VmRSS"), time.process_time()
     try:
@@ -262,8 +293,28 @@ class _Reference(MeshSurface):
         return samples.points[~seen]
 
 
+def _inputs(
+    sample: dict[str, Any], cameras: Sequence[Camera], i: int, arguments: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor | None, Sequence[Camera]]:
+    """Return the images that all methods read, their foreground where it is known, the cameras."""
+    images, hit = sample["images"], sample["hit"]
+    if arguments.inputs == "true":
+        return images, hit, cameras
+    if arguments.inputs == "decoded":
+        autoencoder = load_autoencoder(arguments.autoencoder)
+        return decode_packed(autoencoder, encode_packed(autoencoder, images, 1), 1), None, cameras
+    spoilt = SPOILT[arguments.inputs]
+    rng = np.random.default_rng(i)
+    found, mask, kept = corrupt(images.numpy(), hit.numpy(), cameras, spoilt, rng)
+    return torch.from_numpy(found), torch.from_numpy(mask), kept
+
+
 def _rebuilder(
-    method: str, sample: dict[str, Any], cameras: list[Camera], pipeline: Path | None
+    method: str,
+    images: torch.Tensor,
+    hit: torch.Tensor | None,
+    cameras: Sequence[Camera],
+    pipeline: Path | None,
 ) -> Callable[[], Mesh]:
     """Return what rebuilds the sample, with everything loaded that is not part of the work."""
     name, size, *trimmed = method.split("-")
@@ -273,11 +324,11 @@ def _rebuilder(
         else:
             assert pipeline is not None
             reconstruct = Reconstructor.from_pretrained(pipeline)
-        return lambda: reconstruct(sample["images"], cameras, sample["hit"], grid=int(size))
-    images, hit = sample["images"].numpy().astype(np.float64), sample["hit"].numpy()
+        return lambda: reconstruct(images, cameras, hit, grid=int(size))
+    values, mask = images.numpy().astype(np.float64), None if hit is None else hit.numpy()
 
     def peer() -> Mesh:
-        observation = lift(images, cameras, hit)
+        observation = lift(values, cameras, mask)
         if name == "tsdf":
             return tsdf(observation, int(size))
         return poisson(observation, int(size), TRIM if trimmed else 0.0)

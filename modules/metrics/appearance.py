@@ -13,6 +13,9 @@ from modules.geometry.mesh import Mesh
 from modules.geometry.rasterize import Views, render_mesh
 from modules.metrics.lpips import Lpips, lpips_figures
 
+BACKGROUNDS = (1.0, 0.0)
+"""Greys that both sides are shown on."""
+
 PSNR_CEILING_DB = 60.0
 """Given for equal images, whose PSNR is infinite; 8 bit images differ by more or not at all."""
 
@@ -91,16 +94,22 @@ def image_figures(
 ) -> dict[str, float]:
     """Return how far images agree over all views, masked and not, and how far silhouettes do.
 
-    The mask is the union of both silhouettes, grown by one pixel. Keys: `psnr_*` in dB (the squared
-    error is pooled over all views before the logarithm), `ssim_*` (Wang et al., 2004: Gaussian
-    window of sigma 1.5, mean of its map), `lpips_*` (see `lpips_figures`) and `mask_iou`.
+    Every figure is the mean over white and black backgrounds: on one alone, an asset of its colour
+    would agree with any shape. The mask is the union of both silhouettes, grown by one pixel. Keys:
+    `psnr_*` in dB (the squared error is pooled over views and backgrounds before the logarithm),
+    `ssim_*` (Wang et al., 2004: Gaussian window of sigma 1.5, mean of its map), `lpips_*` (see
+    `lpips_figures`) and `mask_iou`.
     """
-    error = ((predicted_rgb - reference_rgb) ** 2).mean(axis=-1)
     union = predicted_hit | reference_hit
     mask = binary_dilation(union, structure=np.ones((1, 3, 3), dtype=bool))
     overlap = (predicted_hit & reference_hit).sum() / max(int(union.sum()), 1)
-    similarity = np.stack(
-        [ssim_map(*pair) for pair in zip(predicted_rgb, reference_rgb, strict=True)]
+    pairs = [
+        (over(predicted_rgb, predicted_hit, grey), over(reference_rgb, reference_hit, grey))
+        for grey in BACKGROUNDS
+    ]
+    error = np.mean([((a - b) ** 2).mean(axis=-1) for a, b in pairs], axis=0)
+    similarity = np.mean(
+        [[ssim_map(*views) for views in zip(*pair, strict=True)] for pair in pairs], axis=0
     )
     figures = {
         "psnr_masked": psnr(error[mask].mean() if mask.any() else 0.0),
@@ -110,8 +119,16 @@ def image_figures(
         "mask_iou": float(overlap),
     }
     if lpips is not None:
-        figures |= lpips_figures(lpips, predicted_rgb, reference_rgb, mask)
+        found = [lpips_figures(lpips, *pair, mask) for pair in pairs]
+        figures |= {key: float(np.mean([each[key] for each in found])) for key in found[0]}
     return figures
+
+
+def over(
+    rgb: Float[ndarray, "v h w 3"], hit: Bool[ndarray, "v h w"], grey: float
+) -> Float[ndarray, "v h w 3"]:
+    """Return views on a background of one grey, in [0, 1]."""
+    return np.where(hit[..., None], rgb, grey)
 
 
 def ssim_map(

@@ -29,6 +29,18 @@ EDGE_REACH = 0.05
 """Share of the image's side at which the distance between edges is cut off."""
 
 
+WORST_COHERENCE = {
+    "normal_coord_deg": 90.0,
+    "cross_view_position": 1.0,
+    "cross_view_normal_deg": 90.0,
+    "cross_view_rgb": 1.0,
+    "cross_view_conflict": 1.0,
+    "reprojection_px": 100.0,
+    "edge_distance_px": 100.0,
+}
+"""What images count as that show nothing to measure a figure on, though the true ones do."""
+
+
 @dataclass(frozen=True)
 class ViewImages:
     """The images of one asset.
@@ -79,8 +91,16 @@ def mesh_normal_deg(
 
 
 def excess(figures: Mapping[str, float], true: Mapping[str, float]) -> dict[str, float]:
-    """Return by how much figures exceed those of the true render of the same asset."""
-    return {key: value - true[key] for key, value in figures.items()}
+    """Return by how much figures exceed those of the true render of the same asset.
+
+    NaN where the true render has none; the worst where it alone has one.
+    """
+    return {
+        key: WORST_COHERENCE[key]
+        if np.isnan(value) and not np.isnan(true[key])
+        else value - true[key]
+        for key, value in figures.items()
+    }
 
 
 # --------------------------------------------------------------------------------- (a) one view
@@ -116,21 +136,35 @@ def _reprojection_px(images: ViewImages) -> float:
 
 
 def _edge_distance_px(images: ViewImages) -> float:
-    """Mean distance from where the shape has an outline to the nearest edge of rgb, cut off."""
+    """Mean distance between outlines of the shape and edges of rgb, both ways, cut off.
+
+    Both ways, because noise has an edge everywhere, and so near to every outline.
+    """
     resolution_px = images.hit.shape[1]
     reach = EDGE_REACH * resolution_px
-    distances = []
+    to_edge, to_outline = [], []
     for index, (camera, coord, _, hit) in enumerate(_each_view(images)):
+        if not hit.any():
+            continue
         _, depth = camera.project(coord, resolution_px)
         outline = _steps(hit.astype(np.float64), 0.5)
         outline |= _steps(np.where(hit, depth, np.nan), SAME_SURFACE)
         edges = np.zeros_like(hit)
         for channel in np.moveaxis(images.rgb[index], -1, 0):
             edges |= _steps(channel, RGB_EDGE)
-        if outline.any():
-            away = distance_transform_edt(~edges) if edges.any() else np.full(hit.shape, np.inf)
-            distances.append(np.minimum(away[outline], reach))
-    return _mean(np.concatenate(distances)) if distances else float("nan")
+        to_edge.append(_distances(outline, edges, reach))
+        to_outline.append(_distances(edges, outline, reach))
+    ways = [_mean(np.concatenate(way)) for way in (to_edge, to_outline) if way]
+    return _mean(np.array([way for way in ways if not np.isnan(way)]))
+
+
+def _distances(
+    at: Bool[ndarray, "h w"], to: Bool[ndarray, "h w"], reach: float
+) -> Float[ndarray, " n"]:
+    """Return how far each pixel of one set is from the other set, at most `reach`."""
+    if not to.any():
+        return np.full(int(at.sum()), reach)
+    return np.minimum(distance_transform_edt(~to)[at], reach)
 
 
 def _steps(image: Float[ndarray, "h w"], limit: float) -> Bool[ndarray, "h w"]:

@@ -10,7 +10,13 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from data_pipeline.contract import MODALITIES, Camera
 from modules.geometry.lift import lift
 from modules.metrics.appearance import psnr
-from modules.metrics.coherence import ViewImages, angles_deg, coherence, excess
+from modules.metrics.coherence import (
+    WORST_COHERENCE,
+    ViewImages,
+    angles_deg,
+    coherence,
+    excess,
+)
 
 BAND_PX = 2
 """Pixels this near to the silhouette, on either side, are its band; `inside` is the rest of it."""
@@ -26,7 +32,10 @@ FIDELITY_FAILURES: dict[str, float] = {
         "decoded_depth": 1.0,
         "decoded_mask_iou": 0.0,
     }.items()
-} | {"decoded_mask_iou": 0.0}
+} | {
+    "decoded_mask_iou": 0.0,
+    **{f"excess_{key}": worst for key, worst in WORST_COHERENCE.items()},
+}
 """What a failed pair counts as, see modules/metrics/scoring.py."""
 
 
@@ -46,10 +55,12 @@ def fidelity(
 
     Returns:
         `decoded_*` for the inside and the band of the silhouettes, the overlap of the silhouettes
-        that the hit rule finds, and `excess_*` of every figure of coherence.
+        that the hit rule finds, and `excess_*` of every figure of coherence. Coherence is measured
+        where the asset is, not where the rule finds it: that leaves out just the pixels whose coord
+        is off its ray.
     """
     found = lift(decoded, cameras).hit
-    true, back = view_images(images, hit, cameras), view_images(decoded, found, cameras)
+    true, back = (view_images(each, hit, cameras) for each in (images, decoded))
     figures = {"decoded_mask_iou": _overlap(hit, found, np.ones_like(hit))}
     colour = ((true.rgb - back.rgb) ** 2).mean(axis=-1)
     angle = angles_deg(true.normal.reshape(-1, 3), back.normal.reshape(-1, 3)).reshape(hit.shape)

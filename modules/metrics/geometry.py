@@ -59,8 +59,11 @@ class MeshSurface:
         if not np.isfinite(vertices).all():
             raise UserError("the mesh has vertices that are not finite")
         corners = vertices[faces]
-        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        area = np.linalg.norm(cross, axis=1) / 2.0
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+            area = np.linalg.norm(cross, axis=1) / 2.0
+        if not np.isfinite(area.sum()):
+            raise UserError("the mesh is so large that areas overflow: scale it down")
         solid = area > 1e-14
         if not solid.any():
             raise UserError("the mesh has no surface: no face of positive area")

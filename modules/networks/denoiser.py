@@ -107,7 +107,8 @@ class JointDenoiser(nn.Module):
         """
         if self.layout == "tiled":
             assert views is None
-            if not torch.compiler.is_compiling() and not (timesteps == timesteps[:, :1]).all():
+            known = not (timesteps.is_meta or torch.compiler.is_compiling())
+            if known and not (timesteps == timesteps[:, :1]).all():
                 raise UserError(
                     "a tiled canvas has one noise level: train with system.mix.joint=1 and the "
                     "other shares at 0; it cannot texture a given mesh"

@@ -18,7 +18,7 @@ from modules.geometry.isosurface import (
     extract_isosurface,
     round_apart,
 )
-from modules.geometry.lift import lift
+from modules.geometry.lift import HitRule, lift
 from modules.geometry.mesh import TexturedMesh, smooth_normals
 from modules.geometry.texture import BakeSettings, bake
 from modules.networks.pipeline_folder import stage_folder
@@ -45,6 +45,7 @@ class Reconstructor:
         refiner: what was learned; None is the classical method, which needs no training.
         num_faces: face budget.
         smallest_component: pieces with a smaller share of the largest one's area are dropped.
+        rule: finds the foreground of images without an exact one; None for the default.
     """
 
     stage = "refiner_decoder"
@@ -55,8 +56,9 @@ class Reconstructor:
         *,
         num_faces: int = 10_000,
         smallest_component: float = 0.01,
+        rule: HitRule | None = None,
     ) -> None:
-        self.refiner = refiner
+        self.refiner, self.rule = refiner, rule
         self.num_faces, self.smallest_component = num_faces, smallest_component
 
     @classmethod
@@ -96,7 +98,7 @@ class Reconstructor:
         """
         check_mesh_size(grid, texture_px)
         mask = None if hit is None else hit.cpu().numpy()
-        observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask)
+        observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
         if not len(observation.position):
             raise UserError("the images show no surface: nothing can be rebuilt from them")
         settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)

@@ -56,6 +56,7 @@ def compare_files(first: Path, second: Path, *, resamples: int, seed: int) -> st
     """Return the comparison of two report.json files as text; see `compare_reports`."""
     reports = read_report(first), read_report(second)
     lines = [as_markdown(compare_reports(*reports, resamples=resamples, seed=seed))]
+    lines += told_sets(*reports)
     for path, names in zip((first, second), unmatched(*reports), strict=True):
         if names:
             lines.append(f"{len(names)} pairs are only in {path}, such as {names[0]}: left out")
@@ -114,6 +115,20 @@ def compare_reports(
         if both.shape[1]:
             differences.append(_difference(note, both, resamples, seed))
     return differences
+
+
+def told_sets(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return a line for every figure of whole sets (FID, ...) that both reports have.
+
+    Such a figure is one number of all images: there are no pairs to resample, so no interval.
+    """
+    found = [(report.get("sets") or {}).get("figures", {}) for report in (first, second)]
+    lines = []
+    for note in FIGURE_NOTES:
+        if all(figures.get(note.key) is not None for figures in found):
+            values = [f"{figures[note.key]:.{note.digits}f}" for figures in found]
+            lines.append(f"{note.label} of the sets, no interval: {values[0]}, {values[1]}")
+    return lines
 
 
 def unmatched(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[list[str], list[str]]:

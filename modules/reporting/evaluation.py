@@ -39,6 +39,7 @@ from modules.reporting.figure_notes import FIGURE_NOTES, table_rows
 from modules.reporting.page import write_bytes, write_page, write_text
 from modules.reporting.pictures import (
     data_uri,
+    resized,
     shaded_views,
     side_by_side,
     to_png,
@@ -305,14 +306,8 @@ def pair_picture(predicted: Mesh, truth: Truth) -> UInt8[ndarray, "h w 4"]:
         above = shaded_views(truth.mesh, cameras, PICTURE_PX)
     else:
         assert truth.views is not None
-        above = _resized(truth.views[:PICTURE_VIEWS])
+        above = resized(truth.views[:PICTURE_VIEWS], PICTURE_PX)
     return np.concatenate([side_by_side(list(row)) for row in (above, below)], axis=0)
-
-
-def _resized(views: UInt8[ndarray, "v h w 4"]) -> UInt8[ndarray, "v h2 w2 4"]:
-    """Return views at the side of the pictures, by nearest pixel."""
-    index = np.arange(PICTURE_PX) * views.shape[1] // PICTURE_PX
-    return views[:, index][:, :, index]
 
 
 def _quality(pair: Mapping[str, Any]) -> tuple[bool, float, str]:

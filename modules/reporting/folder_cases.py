@@ -1,16 +1,25 @@
 """Cases from two folders: meshes beside references of the same file name."""
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+import struct
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from data_pipeline.contract import SourceFrame, UserError, unit_cube_frame
 from modules.geometry.mesh import ColoredMesh, load_mesh
 from modules.metrics.geometry import MeshSurface
 from modules.reporting.evaluation import Case, Loaded, Truth
 
+BOX_FIGURES = ("box_scale", "box_offset", "box_turned")
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
 
@@ -41,12 +50,71 @@ def folder_cases(meshes: Path, reference: Path) -> list[Case]:
             truth = truth.transformed(frame)
             surface = MeshSurface(truth.vertices, truth.faces)
             path = predicted[name]
-            return Loaded(load_mesh(path).transformed(frame), Truth(surface, truth), path)
+            mesh = load_mesh(path).transformed(frame)
+            figures = box_figures(mesh.vertices[mesh.faces], truth.vertices[truth.faces])
+            return Loaded(mesh, Truth(surface, truth), path, figures)
 
         files = [folder[name] for folder in (predicted, truths) if name in folder]
         return Case(name, " ".join(map(asset_digest, files)), load)
 
     return [case(name) for name in sorted(predicted.keys() | truths.keys())]
+
+
+def box_figures(
+    predicted: Float[ndarray, "f 3 3"], reference: Float[ndarray, "g 3 3"]
+) -> dict[str, float]:
+    """Return how the box of a mesh lies to that of its reference, which fills the unit cube.
+
+    Keys: `box_scale` (longest side, in units of the reference's), `box_offset` (distance of the
+    centres), `box_turned` (1 when its sides are those of the reference, in another order).
+
+    Args:
+        predicted: corners of the faces.
+        reference: the same.
+    """
+    low, high = predicted.min(axis=(0, 1)), predicted.max(axis=(0, 1))
+    other_low, other_high = reference.min(axis=(0, 1)), reference.max(axis=(0, 1))
+    sides, other = high - low, other_high - other_low
+    turned = _alike(np.sort(sides), np.sort(other)) and not _alike(sides, other)
+    return {
+        "box_scale": float(sides.max() / other.max()),
+        "box_offset": float(np.linalg.norm((low + high - other_low - other_high) / 2.0)),
+        "box_turned": float(turned),
+    }
+
+
+def _alike(sides: Float[ndarray, "3"], other: Float[ndarray, "3"]) -> bool:
+    return bool(np.abs(sides - other).max() <= 0.03 * other.max())
+
+
+def frame_notes(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on meshes that lie in another frame than their references; or nothing.
+
+    Args:
+        pairs: of a report, with `box_figures` among their metrics.
+    """
+    found = [pair for pair in pairs if "box_scale" in pair["metrics"]]
+    boxes = {pair["name"]: [pair["metrics"][key] for key in BOX_FIGURES] for pair in found}
+    away = [
+        name
+        for name, (scale, offset, _) in boxes.items()
+        if not 0.5 <= scale <= 2.0 or offset > 0.5
+    ]
+    turned = [name for name, (*_, turned) in boxes.items() if turned]
+    notes = []
+    if away:
+        notes.append(
+            f"{len(away)} of {len(pairs)} meshes have a box of another size or place than their "
+            f"references, such as {away[0]}: meshes are compared as they lie, so write them in the "
+            "reference's own units and place."
+        )
+    if turned:
+        notes.append(
+            f"{len(turned)} of {len(pairs)} meshes have the box of their references turned by a "
+            f"quarter, such as {turned[0]}: .ply and .stl are read as Z up, .glb, .gltf and .obj "
+            "as Y up."
+        )
+    return notes
 
 
 def named_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
@@ -62,13 +130,52 @@ def named_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, P
         raise UserError(f"{folder} holds none of {', '.join(suffixes)}: name another folder")
     found: dict[str, Path] = {}
     for path in files:
-        if path.stem in found:
+        name = unicodedata.normalize("NFC", path.stem)  # letters with accents have two spellings
+        if name in found:
             raise UserError(
-                f"{folder} holds both {found[path.stem].name} and {path.name}: keep one of them, "
+                f"{folder} holds both {found[name].name} and {path.name}: keep one of them, "
                 "for pairs are formed by name"
             )
-        found[path.stem] = path
+        found[name] = path
     return found
+
+
+def file_notes(*folders: Path) -> list[str]:
+    """Return sentences on what reading leaves out of the files of some folders; or nothing."""
+    files = [path for folder in folders for path in named_files(folder).values()]
+    skinned = [path for path in files if has_skin(path)]
+    bare = {path: [f.name for f in files_of(path) if not f.is_file()] for path in files}
+    bare = {path: missing for path, missing in bare.items() if missing}
+    notes = []
+    if skinned:
+        notes.append(
+            f"{len(skinned)} meshes are skinned, such as {skinned[0].name}: they were measured as "
+            "their vertices are stored, without the pose that a viewer shows; export them with it "
+            "applied."
+        )
+    if bare:
+        path, missing = next(iter(bare.items()))
+        notes.append(
+            f"{len(bare)} meshes name files that are not there, such as {path.name} "
+            f"({missing[0]}): their colours were taken for white; keep the files beside them."
+        )
+    return notes
+
+
+def has_skin(path: Path) -> bool:
+    """Return whether a glTF file poses a mesh by a skeleton; False where it cannot be read."""
+    try:
+        if path.suffix.lower() == ".gltf":
+            document = json.loads(path.read_bytes())
+        elif path.suffix.lower() == ".glb":
+            with path.open("rb") as file:
+                length = struct.unpack("<12xI4x", file.read(20))[0]
+                document = json.loads(file.read(length))
+        else:
+            return False
+        return any("skin" in node for node in document.get("nodes", ()))
+    except (OSError, ValueError, TypeError, AttributeError, struct.error):
+        return False
 
 
 NAMED_FILE = re.compile(
@@ -79,20 +186,27 @@ NAMED_FILE = re.compile(
 
 def asset_digest(path: Path) -> str:
     """Return a hash of a mesh file and of the materials, textures and buffers that it names."""
-    parts, todo, seen = [], [path], set()
+    parts = [file_digest(file) for file in files_of(path)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a mesh file and the files that it names, there or not, and those that they name."""
+    found, todo = [], [path]
     while todo:
         file = todo.pop()
-        parts.append(file_digest(file))
-        names_others = file.suffix.lower() in (".obj", ".mtl", ".gltf")
-        if file in seen or not names_others or not file.is_file():
+        if file in found:
             continue
-        seen.add(file)
+        found.append(file)
+        if file.suffix.lower() not in (".obj", ".mtl", ".gltf") or not file.is_file():
+            continue
         for match in NAMED_FILE.finditer(file.read_text("utf-8", errors="replace")):
             name = next(filter(None, match.groups()))
             if not name.startswith("data:"):
-                names = sorted({name, name.split()[-1], unquote(name)})  # -o 1 1 1 before the name
-                todo += [file.parent / each for each in names if (file.parent / each).is_file()]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+                names = [name, unquote(name), name.split()[-1]]  # -o 1 1 1 before the name
+                there = [file.parent / each for each in names if (file.parent / each).is_file()]
+                todo.append(there[0] if there else file.parent / unquote(name))
+    return found
 
 
 def _filling_frame(mesh: ColoredMesh, path: Path) -> SourceFrame:

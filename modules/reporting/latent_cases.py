@@ -20,7 +20,7 @@ from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.evaluation import Case, Loaded
 from modules.reporting.folder_cases import asset_digest
-from modules.reporting.pictures import shaded_views, side_by_side, turntable_cameras
+from modules.reporting.pictures import resized, shaded_views, side_by_side, turntable_cameras
 from modules.reporting.rebuild_cases import StoredSamples, originals_by_uid, sample_truth, spread
 
 CELL_PX, NUM_VIEWS = 128, 6
@@ -125,7 +125,6 @@ def round_trip_picture(
 
 def _drawn(views: Float[ndarray, "v 3 h w"]) -> UInt8[ndarray, "v h2 w2 4"]:
     """Return views in [-1, 1] as opaque pictures, by nearest pixel."""
-    index = np.arange(CELL_PX) * views.shape[-1] // CELL_PX
-    small = views[:, :, index][..., index].transpose(0, 2, 3, 1)
+    small = resized(views.transpose(0, 2, 3, 1), CELL_PX)
     rgb = np.rint(np.clip(small / 2.0 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
     return np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], axis=-1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from numpy import ndarray
 
 from data_pipeline.contract import (
@@ -75,6 +75,12 @@ def shaded_views(
     mean = _halve(colour) / np.maximum(cover, 1e-9)
     rgba = np.concatenate([linear_to_srgb(mean), cover], axis=-1)
     return np.rint(np.clip(rgba, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def resized(views: Shaped[ndarray, "v h w c"], side_px: int) -> Shaped[ndarray, "v h2 w2 c"]:
+    """Return square views at another side, by nearest pixel."""
+    index = np.arange(side_px) * views.shape[1] // side_px
+    return views[:, index][:, :, index]
 
 
 def turntable(mesh: Mesh, num_views: int = 8, resolution_px: int = 180) -> UInt8[ndarray, "h w 4"]:

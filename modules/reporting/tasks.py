@@ -13,7 +13,7 @@ from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
-from modules.reporting.folder_cases import folder_cases
+from modules.reporting.folder_cases import file_notes, folder_cases, frame_notes
 from modules.reporting.image_folder import ImageFolder
 from modules.reporting.image_sets import (
     ImageCaseScorer,
@@ -90,8 +90,9 @@ def folder_task(settings: Settings, data: DataAccess, out: Path) -> str:
             "reference_images=DIR to compare images"
         )
     options = _scoring_options(settings)
-    cases = folder_cases(Path(settings["meshes"]), Path(settings["reference"]))
-    return _score_meshes(cases, options, settings, out)
+    folders = Path(settings["meshes"]), Path(settings["reference"])
+    cases = folder_cases(*folders)
+    return _score_meshes(cases, options, settings, out, notes=file_notes(*folders))
 
 
 def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
@@ -215,13 +216,19 @@ def _scoring_options(settings: Settings) -> ScoringOptions:
 
 
 def _score_meshes(
-    cases: Sequence[Case], options: ScoringOptions, settings: Settings, out: Path
+    cases: Sequence[Case],
+    options: ScoringOptions,
+    settings: Settings,
+    out: Path,
+    notes: Sequence[str] = (),
 ) -> str:
     about = about_inputs(settings, "meshes", "shards", "autoencoder", "checkpoint", "reference")
     pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]))
     if pairs is None:
         return _more_to_come(settings, out)
-    return _told(write_report(pairs, options, about, describe_environment(), out), settings, out)
+    notes = [*notes, *frame_notes(pairs)]
+    report = write_report(pairs, options, about, describe_environment(), out, more={"notes": notes})
+    return _told(report, settings, out)
 
 
 def _more_to_come(settings: Settings, out: Path) -> str:

@@ -144,6 +144,19 @@ def views_input(views: Views) -> Float[Tensor, "v 6 h w"]:
     return torch.from_numpy(pair.transpose(0, 3, 1, 2)).float()
 
 
+def refuse_repeated(
+    held_back: Sequence[tuple[str, ...]], training: Sequence[tuple[str, ...]]
+) -> None:
+    """Raise UserError if training samples show a combination of attributes that is held back."""
+    shown = set(training)
+    if repeated := sum(asked in shown for asked in held_back if any(asked)):
+        raise UserError(
+            f"{repeated} of {len(held_back)} held-back captions name what training samples "
+            "show as well: measure a set in which no combination returns, such as up to 1000 "
+            "samples of source=procedural of one seed"
+        )
+
+
 def _asked(shard_set: StoredSamples, i: int) -> tuple[str, ...]:
     """Return category, pattern and colour of a sample, empty where it names none."""
     known = json.loads(shard_set.read(i)["meta.json"])["source"].get("attributes") or {}
@@ -192,13 +205,7 @@ class TextBenchmark:
         hidden = set(held_back)
         seen = [i for i in range(len(shard_set.uids)) if i not in hidden]
         asked = [_asked(shard_set, i) for i in range(len(shard_set.uids))]
-        shown = {asked[i] for i in seen}
-        if repeated := sum(asked[i] in shown for i in held_back if any(asked[i])):
-            raise UserError(
-                f"{repeated} of {len(held_back)} held-back captions name what training samples "
-                "show as well: measure a set in which no combination returns, such as up to 1000 "
-                "samples of source=procedural of one seed"
-            )
+        refuse_repeated([asked[i] for i in held_back], [asked[i] for i in seen])
         seen = seen[:: -(-len(seen) // MOST_TRAINING)]
         self.palette, self.options, self.out = palette, options, out
         self.generate = TextTo25D.from_pretrained(checkpoint).to(device)

@@ -73,7 +73,7 @@ def make_inputs(denoiser: JointDenoiser) -> dict[str, torch.Tensor]:
     backbone, generator = denoiser.backbone, torch.Generator().manual_seed(2)
     draw = {"generator": generator}
     inputs = {
-        "latents": torch.randn(2, 3, 2, backbone.channels, 2, 4, **draw),
+        "latents": torch.randn(2, 3, denoiser.num_views, backbone.channels, 2, 4, **draw),
         "timesteps": torch.rand(2, 3, **draw),
         "text": torch.randn(2, 5, backbone.text_width, **draw),
         "references": torch.randn(2, 1, backbone.channels, 2, 4, **draw),
@@ -134,6 +134,8 @@ def test_the_published_size_builds_on_the_meta_device(name):
     assert sum(parameter.numel() for parameter in frozen) == PUBLISHED[name]
     assert {p.device.type for p in denoiser.parameters()} == {"meta"}
     assert {p.dtype for p in frozen} == {torch.bfloat16}
+    inputs = {name: tensor.to("meta") for name, tensor in make_inputs(denoiser).items()}
+    assert denoiser(**inputs).shape == inputs["latents"].shape
 
 
 def test_on_the_meta_device_a_folder_says_itself_how_large_it_is(tmp_path):

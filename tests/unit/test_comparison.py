@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.command_line import named
 from data_pipeline.contract import UserError
-from modules.reporting.comparison import compare_files, compare_reports
+from modules.reporting.comparison import compare_files, compare_reports, told_sets
 
 RESAMPLES = 2000
 
@@ -107,3 +107,13 @@ def test_leading_arguments_need_no_key():
     ]
     assert named(["--help"], "first") == ["--help"]
     assert named(["second=x", "first=y"], "first", "second") == ["second=x", "first=y"]
+
+
+def test_figures_of_whole_sets_are_told_without_an_interval():
+    first, second = report({"a": 0.5}), report({"a": 0.6})
+    assert told_sets(first, second) == []
+    first["sets"] = {"figures": {"fid": 12.5, "kid": 0.011}}
+    second["sets"] = {"figures": {"fid": 9.25, "kid": None}}
+    (line,) = told_sets(first, second)
+    assert line.startswith("FID")
+    assert line.endswith("12.50, 9.25")

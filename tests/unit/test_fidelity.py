@@ -1,9 +1,12 @@
 """The fidelity gate: every figure has its known value on images changed by a known amount."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from analytic import ORTHO6, observe, sphere
 
+from modules.metrics.coherence import WORST_COHERENCE
 from modules.metrics.fidelity import BAND_PX, fidelity, latent_statistics, silhouette_regions
 
 RESOLUTION_PX = 64
@@ -106,3 +109,28 @@ def test_statistics_of_latents_are_told_by_modality():
     figures = latent_statistics(latents)
     assert (figures["latent_mean_rgb"], figures["latent_std_rgb"]) == (1.0, 0.0)
     assert (figures["latent_mean_normal"], figures["latent_std_normal"]) == (0.0, 2.0)
+
+
+def test_swapped_views_are_seen_though_the_hit_rule_would_drop_them():
+    figures = compared(lambda images: images[:, [2, 1, 0, 3, 4, 5]])
+    assert figures["excess_reprojection_px"] > 3.0
+
+
+def test_a_coord_that_shows_nothing_counts_as_the_worst():
+    figures = compared(lambda images: _with_coord(images, 50.0))
+    assert figures["excess_cross_view_position"] == WORST_COHERENCE["cross_view_position"]
+    assert figures["excess_cross_view_conflict"] > 0.3
+
+
+def compared(change) -> dict[str, float]:
+    """Return the figures of a ball off the centre, after a change."""
+    mesh = sphere(0.2)
+    moved = dataclasses.replace(mesh, vertices=mesh.vertices + np.array([0.15, -0.1, 0.1]))
+    images, hit = observe(moved, RESOLUTION_PX)
+    return figures_of((images, hit), change(images))
+
+
+def _with_coord(images: np.ndarray, value: float) -> np.ndarray:
+    changed = images.copy()
+    changed[COORD] += value * np.arange(6.0)[:, None, None, None]
+    return changed

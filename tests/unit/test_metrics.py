@@ -120,7 +120,12 @@ def test_the_same_seed_gives_the_same_figures():
 
 
 @pytest.mark.parametrize(
-    "vertices", [np.zeros((3, 3)), np.array([[0.0, 0, 0], [1, 0, 0], [0, np.nan, 0]])]
+    "vertices",
+    [
+        np.zeros((3, 3)),
+        np.array([[0.0, 0, 0], [1, 0, 0], [0, np.nan, 0]]),
+        np.array([[0.0, 0, 0], [1e300, 0, 0], [0, 1e300, 0]]),
+    ],
 )
 def test_a_mesh_without_area_or_with_nan_is_refused(vertices: np.ndarray):
     with pytest.raises(UserError):
@@ -146,9 +151,19 @@ def test_the_mask_is_the_union_of_silhouettes_grown_by_one_pixel():
     predicted[0, 4, 3] = 0.0
     reference[0, 4, 4] = 0.0
     figures = image_figures(predicted, hits[0], reference, hits[1])
-    assert figures["psnr_masked"] == pytest.approx(psnr(2 / 12))  # 3 x 4 pixels, two wholly wrong
-    assert figures["psnr_unmasked"] == pytest.approx(psnr(2 / 144))
+    # 3 x 4 pixels, of which two are wholly wrong on white, and right on black.
+    assert figures["psnr_masked"] == pytest.approx(psnr(1 / 12))
+    assert figures["psnr_unmasked"] == pytest.approx(psnr(1 / 144))
     assert figures["mask_iou"] == 0.0
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_no_colour_hides_a_wrong_silhouette(grey: int):
+    shapes = [plain(sphere(radius), (grey, grey, grey)) for radius in (0.2, 0.45)]
+    figures = compare_appearance(*shapes, num_views=2, resolution_px=48)
+    assert figures["mask_iou"] < 0.3
+    assert figures["psnr_masked"] < 6.0
+    assert figures["ssim_masked"] < 0.8
 
 
 def test_no_unseen_camera_stands_where_a_layout_has_one():
