@@ -19,6 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+IN_PLACE = {
+    torch.ops.aten.addmm_: torch.ops.aten.addmm,
+    torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
+}
+"""Products that PyTorch's own counter does not know, and what they cost as much as."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
@@ -136,7 +142,8 @@ class _Ledger(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if count := flop_registry.get(func._overloadpacket):
+        operation = func._overloadpacket
+        if count := flop_registry.get(IN_PLACE.get(operation, operation)):
             self.flops += count(*args, **kwargs, out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):

@@ -134,7 +134,7 @@ def print_plan(
         build_text_encoder: builds what is trained with it; None: text comes as embeddings.
         build_optimizer: makes the optimizer of given parameters.
         batch_size: samples per GPU.
-        grid: packed latent cells along the side of one view; None: as in `latents`.
+        grid: packed latent cells along the side of one view, where there are no latents yet.
         latents: folder of cached latents, if there is one.
         text_tokens: of text embeddings.
         precision: of the trainer, in Lightning's words.
@@ -144,13 +144,13 @@ def print_plan(
     Raises:
         UserError: the grid is not known.
     """
-    if grid is None:
-        if latents is None:
-            raise UserError(
-                "plan=true must know the size of the latents: give plan_grid=CELLS (of one view's "
-                "side, after packing), or latents=FOLDER"
-            )
+    if latents is not None:
         grid = LatentSpec.from_json(read_cache(latents).get("latent_spec"), str(latents)).grid
+    if grid is None:
+        raise UserError(
+            "plan=true must know the size of the latents: give plan_grid=CELLS (of one view's "
+            "side, after packing), or latents=FOLDER"
+        )
     batch = Batch(size=batch_size, grid=grid, text_tokens=text_tokens)
     with torch.device("meta"):
         denoiser = build_denoiser()
@@ -274,8 +274,8 @@ def plan_lines(plan: Plan, batch: Batch, num_gpus: int) -> list[str]:
         f"({share:.1%})",
         f"tokens       {plan.image_tokens:,} per sample: {images} images of {batch.grid} x "
         f"{batch.grid}; {plan.text_tokens:,} of text",
-        f"FLOPs/step   {step.total / 1e12:.4g} TFLOP for {batch.size} samples on each GPU: forward "
-        f"{step.forward / 1e12:.4g}, gradients of inputs and trained weights "
+        f"FLOPs/step   {step.total / 1e12:.4g} TFLOP for a batch of {batch.size} on each GPU: "
+        f"forward {step.forward / 1e12:.4g}, gradients of inputs and trained weights "
         f"{step.backward / 1e12:.4g}; {step.attention / step.total:.0%} of it is attention",
         f"GiB per GPU  of {num_gpus}",
         *("  " + "".join(f"{cell:>12}" for cell in row) for row in rows),

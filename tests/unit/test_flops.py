@@ -151,3 +151,9 @@ def test_attention_holds_no_matrix_of_scores():
     assert cost.attention == 3 * 4 * 4096**2 * 16
     assert cost.peak_bytes < 4096**2
     assert F.scaled_dot_product_attention.__module__ != "modules.networks.flops"  # put back
+
+
+def test_products_that_are_added_in_place_are_counted():
+    total, a, b = (torch.empty(2, 8, 8, device="meta") for _ in range(3))
+    assert dry_run(lambda: total.baddbmm_(a, b), []).total == 2 * 2 * 8**3
+    assert dry_run(lambda: total[0].addmm_(a[0], b[0]), []).total == 2 * 8**3
