@@ -56,9 +56,11 @@ def build_denoiser(name: str, size: str, device: str, dtype: torch.dtype) -> Joi
         return JointDenoiser(backbone_class(transformer).adapt(adapters), NUM_VIEWS)
 
 
-def plan_model(name: str, size: str, dtype: torch.dtype) -> Plan:
+def plan_model(name: str, size: str, dtype: torch.dtype, *, checkpointed: bool) -> Plan:
     """Return what `plan=true` says of the same model and batch."""
     planned = build_denoiser(name, size, "meta", dtype)
+    if not checkpointed:
+        planned.backbone.transformer.disable_gradient_checkpointing()
     return plan_denoiser(planned, None, build_optimizer, BATCHES[size], bf16=False, averaged=False)
 
 
