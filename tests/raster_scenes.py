@@ -35,7 +35,9 @@ def soup(seed: int = 0) -> tuple[Tensor, Tensor]:
 def torus(around: int = 12, across: int = 8) -> tuple[Tensor, Tensor]:
     """A closed surface that hides part of itself."""
     u, v = torch.meshgrid(torch.arange(around), torch.arange(across), indexing="ij")
-    turn, tilt = 2 * torch.pi * u.double() / around, 2 * torch.pi * v.double() / across
+    # The shifts keep edges off pixel centres and off the diagonal, where rounding decides.
+    turn, tilt = 2 * torch.pi * (u + 0.3) / around, 2 * torch.pi * (v + 0.2) / across
+    turn, tilt = turn.double(), tilt.double()
     radius = 0.3 + 0.15 * torch.cos(tilt)
     vertices = [radius * torch.cos(turn), radius * torch.sin(turn), 0.15 * torch.sin(tilt)]
     corner = [((u + du) % around * across + (v + dv) % across).flatten() for du, dv in STEPS]

@@ -117,7 +117,7 @@ def test_antialiasing_of_the_same_faces_is_the_same(nvdiffrast: NvdiffrastRaster
     image = torch.cat([vertices.detach() + 0.5, vertices.new_ones(len(vertices), 1)], dim=1)
     image = nvdiffrast.interpolate(image, faces, seen).detach()
     ours, theirs = nvdiffrast.antialias(image, seen), antialias(image, seen)
-    assert (theirs != image).any(dim=-1).sum() > 500
+    assert (theirs != image).any(dim=-1).sum() > 300
     apart = (ours - theirs).abs().amax(dim=-1) > 1e-3
     assert apart.float().mean() < 1e-3
     weight = torch.rand(ours.shape, generator=torch.Generator().manual_seed(3)).cuda()
