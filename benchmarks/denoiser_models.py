@@ -143,7 +143,7 @@ Step = Callable[[], Any]
 def attention_kernels(step: Step, device: str) -> list[str]:
     """Return the names of the attention kernels that run in a step."""
     activity = torch.profiler.ProfilerActivity
-    kinds = [activity.CUDA if device.startswith("cuda") else activity.CPU]
+    kinds = [activity.CPU, *([activity.CUDA] if device.startswith("cuda") else [])]
     with torch.profiler.profile(activities=kinds) as profile:
         step()
     words = ("flash", "fmha", "sdpa", "attention")
