@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data_pipeline.contract import Camera, UserError
+from data_pipeline.contract import MODALITIES, Camera, UserError
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import (
@@ -18,7 +18,7 @@ from modules.geometry.isosurface import (
     extract_isosurface,
     round_apart,
 )
-from modules.geometry.lift import HitRule, lift
+from modules.geometry.lift import HitRule, Observation, lift
 from modules.geometry.mesh import TexturedMesh, smooth_normals
 from modules.geometry.texture import BakeSettings, bake
 from modules.networks.pipeline_folder import stage_folder
@@ -28,6 +28,11 @@ from modules.networks.refiner_files import load_refiner
 
 MAX_GRID, MAX_TEXTURE_PX = 1024, 8192
 """More would take over 20 GB of memory."""
+
+NO_SURFACE = (
+    "the images show no surface: nothing can be rebuilt from them; look at them (views=FILE.png), "
+    "then try another prompt, seed or checkpoint"
+)
 
 
 def check_mesh_size(grid: int, texture_px: int) -> None:
@@ -75,6 +80,42 @@ class Reconstructor:
         """
         return cls(load_refiner(stage_folder(Path(pipeline_dir), cls.stage)))
 
+    def lift(
+        self,
+        images: Float[Tensor, "m v 3 h w"],
+        cameras: Sequence[Camera],
+        hit: Bool[Tensor, "v h w"] | None = None,
+    ) -> Observation:
+        """Return the points that the images show, at least one.
+
+        Args:
+            images: rgb, normal and coord in [-1, 1].
+            cameras: one per view.
+            hit: exact foreground; without it the hit rule finds it in the images.
+
+        Raises:
+            UserError: shapes disagree, a value is not finite, or the images show no surface.
+        """
+        views = (len(cameras), *images.shape[-1:] * 2)
+        if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
+            raise UserError(
+                f"images of shape {tuple(images.shape)} do not fit {len(cameras)} cameras: give "
+                "rgb, normal and coord as (3, views, 3, side, side)"
+            )
+        if hit is not None and hit.shape != views:
+            raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
+        bad = ~images.isfinite()
+        if bad.any():
+            raise UserError(
+                f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
+                "that made them overflowed or is damaged; try float32, another seed or checkpoint"
+            )
+        mask = None if hit is None else hit.cpu().numpy()
+        observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
+        if not len(observation.position):
+            raise UserError(NO_SURFACE)
+        return observation
+
     def __call__(
         self,
         images: Float[Tensor, "m v 3 h w"],
@@ -94,13 +135,11 @@ class Reconstructor:
             texture_px: side of the texture.
 
         Raises:
-            UserError: the images show no surface, or a setting is out of range.
+            UserError: nothing can be lifted from the images, they show no surface, or a setting is
+                out of range.
         """
         check_mesh_size(grid, texture_px)
-        mask = None if hit is None else hit.cpu().numpy()
-        observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
-        if not len(observation.position):
-            raise UserError("the images show no surface: nothing can be rebuilt from them")
+        observation = self.lift(images, cameras, hit)
         settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
@@ -109,7 +148,7 @@ class Reconstructor:
         vertices, faces = extract_isosurface(field.distance, grid, observation.position)
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):
-            raise UserError("the images show no surface: nothing can be rebuilt from them")
+            raise UserError(NO_SURFACE)
         vertices = classical.thinned(vertices, smooth_normals(vertices, faces))
         vertices, faces = decimate(vertices, faces, self.num_faces)
         vertices = round_apart(vertices, faces)
