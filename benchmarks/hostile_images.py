@@ -285,8 +285,8 @@ def in_child(seconds: float, memory_mb: float, *arguments: Any, **sizes: int) ->
 
     def run(connection: Connection) -> None:
         os.setsid()  # its own children end with it
-        held = _status_mb("VmSize") + memory_mb
-        resource.setrlimit(resource.RLIMIT_AS, (int(held * 2**20),) * 2)
+        limit = int((_status_mb("VmSize") + memory_mb) * 2**20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins here
         before = _status_mb("VmRSS")
         found = rebuild(*arguments, **sizes)

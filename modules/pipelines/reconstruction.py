@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -29,18 +30,22 @@ from modules.networks.refiner_files import load_refiner
 MAX_GRID, MAX_TEXTURE_PX = 1024, 8192
 """More would take over 20 GB of memory."""
 
+MIN_FACES, MAX_FACES = 100, 1_000_000
+
 NO_SURFACE = (
     "the images show no surface: nothing can be rebuilt from them; look at them (views=FILE.png), "
     "then try another prompt, seed or checkpoint"
 )
 
 
-def check_mesh_size(grid: int, texture_px: int) -> None:
-    """Raise UserError unless both can be made."""
+def check_mesh_size(grid: int, texture_px: int, num_faces: int = MIN_FACES) -> None:
+    """Raise UserError unless all can be made."""
     if grid % 2 or not 8 <= grid <= MAX_GRID:
         raise UserError(f"grid={grid} must be even, at least 8 and at most {MAX_GRID}")
     if not 16 <= texture_px <= MAX_TEXTURE_PX:
         raise UserError(f"texture_px={texture_px} must be at least 16 and at most {MAX_TEXTURE_PX}")
+    if not MIN_FACES <= num_faces <= MAX_FACES:
+        raise UserError(f"faces={num_faces} must be at least {MIN_FACES} and at most {MAX_FACES}")
 
 
 class Reconstructor:
@@ -67,18 +72,22 @@ class Reconstructor:
         self.num_faces, self.smallest_component = num_faces, smallest_component
 
     @classmethod
-    def classical(cls) -> "Reconstructor":
-        """Return the method that needs no training."""
-        return cls()
+    def classical(cls, **settings: Any) -> "Reconstructor":
+        """Return the method that needs no training, with keyword arguments of the class."""
+        return cls(None, **settings)
 
     @classmethod
-    def from_pretrained(cls, pipeline_dir: Path) -> "Reconstructor":
+    def from_pretrained(cls, pipeline_dir: Path, **settings: Any) -> "Reconstructor":
         """Return the refiner-decoder that was exported into a pipeline folder.
+
+        Args:
+            pipeline_dir: the folder.
+            settings: keyword arguments of the class.
 
         Raises:
             UserError: the folder holds none, or a damaged one.
         """
-        return cls(load_refiner(stage_folder(Path(pipeline_dir), cls.stage)))
+        return cls(load_refiner(stage_folder(Path(pipeline_dir), cls.stage)), **settings)
 
     def lift(
         self,
