@@ -32,10 +32,16 @@ MAX_GRID, MAX_TEXTURE_PX = 1024, 8192
 
 MIN_FACES, MAX_FACES = 100, 1_000_000
 
-NO_SURFACE = (
-    "the images show no surface: nothing can be rebuilt from them; look at them (views=FILE.png), "
-    "then try another prompt, seed or checkpoint"
-)
+LARGEST_VALUE = 4.0
+"""Images lie in [-1, 1]; noisy ones overshoot."""
+
+MAX_FACES_PER_SQUARE = 64
+"""Of a surface before it is simplified, over the square of the grid: a ball has 4, noise
+that fills the cube 30 to 60. Beyond, nothing was seen, and simplifying takes minutes."""
+
+LOOK = "look at them (views=FILE.png), then try another prompt, seed or checkpoint"
+
+NO_SURFACE = f"the images show no surface: nothing can be rebuilt from them; {LOOK}"
 
 
 def check_mesh_size(grid: int, texture_px: int, num_faces: int = MIN_FACES) -> None:
@@ -103,7 +109,8 @@ class Reconstructor:
             hit: exact foreground; without it the hit rule finds it in the images.
 
         Raises:
-            UserError: shapes disagree, a value is not finite, or the images show no surface.
+            UserError: shapes disagree, a value is not finite or far out of range, or there is no
+                surface.
         """
         views = (len(cameras), *images.shape[-1:] * 2)
         if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
@@ -118,6 +125,12 @@ class Reconstructor:
             raise UserError(
                 f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
                 "that made them overflowed or is damaged; try float32, another seed or checkpoint"
+            )
+        largest = float(images.abs().max())
+        if largest > LARGEST_VALUE:
+            raise UserError(
+                f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
+                "model that made them overflowed or is damaged; try another seed or checkpoint"
             )
         mask = None if hit is None else hit.cpu().numpy()
         observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
@@ -158,6 +171,11 @@ class Reconstructor:
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):
             raise UserError(NO_SURFACE)
+        if len(faces) > MAX_FACES_PER_SQUARE * grid**2:
+            raise UserError(
+                f"the images contradict each other everywhere: their surface is a foam of "
+                f"{len(faces)} faces; {LOOK}"
+            )
         vertices = classical.thinned(vertices, smooth_normals(vertices, faces))
         vertices, faces = decimate(vertices, faces, self.num_faces)
         vertices = round_apart(vertices, faces)

@@ -18,7 +18,12 @@ from modules.pipelines.reconstruction import Reconstructor
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 hostile_images = importlib.import_module("hostile_images")
 
-REFUSED = {"empty": "no surface", "all_nan": "NaN or infinite", "some_nan": "NaN or infinite"}
+REFUSED = {
+    "empty": "no surface",
+    "all_nan": "NaN or infinite",
+    "some_nan": "NaN or infinite",
+    "huge_values": "the images reach",
+}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_bad_images_give_a_sound_mesh_or_a_clear_error(tmp_path, kind, seed, cas
         assert found["outcome"] == "error"
     assert found["outcome"] in ("mesh", "error"), found["said"]
     if found["outcome"] == "error":
-        assert REFUSED.get(kind, "no surface") in found["said"]
+        assert REFUSED.get(kind, "the images") in found["said"]
     else:
         assert found["watertight"] == found["manifold"] == 1.0
     if kind in ("honest", "one_view_missing", "torn_halves", "noisy"):
@@ -56,6 +61,13 @@ def test_images_that_do_not_fit_their_cameras_are_refused(change, words):
     images, hit, cameras = change(torch.from_numpy(images), torch.from_numpy(hit))
     with pytest.raises(UserError, match=words):
         Reconstructor.classical().lift(images, cameras, hit)
+
+
+def test_a_foam_is_refused_before_it_takes_minutes(monkeypatch):
+    monkeypatch.setattr("modules.pipelines.reconstruction.MAX_FACES_PER_SQUARE", 2)
+    images, _ = observe(sphere(), 16)
+    with pytest.raises(UserError, match="contradict each other everywhere"):
+        Reconstructor.classical()(torch.from_numpy(images), ORTHO6, None, grid=16, texture_px=16)
 
 
 def test_a_case_that_takes_too_long_or_dies_or_eats_memory_is_told_apart(tmp_path):
