@@ -35,7 +35,8 @@ def check_outputs(out: str, seeds: Sequence[int], options: ExportOptions) -> dic
     """
     if len(seeds) < 1:
         raise UserError("num must be at least 1: it is how many results are made")
-    return _writable_paths("out", out, seeds, options.suffixes)
+    asked = "" if options.format == "mesh" else f" for format={options.format}"
+    return _writable_paths("out", out, seeds, options.suffixes, asked)
 
 
 def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Path]:
@@ -50,12 +51,12 @@ def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Pat
 
 
 def _writable_paths(
-    key: str, pattern: str, seeds: Sequence[int], suffixes: Sequence[str]
+    key: str, pattern: str, seeds: Sequence[int], suffixes: Sequence[str], asked: str = ""
 ) -> dict[int, Path]:
     """Return the path of every seed, `{seed}` filled in, each of which can be written."""
     if Path(pattern).suffix.lower() not in suffixes:
         known = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
-        raise UserError(f"{key}={pattern}: the suffix must be {known}")
+        raise UserError(f"{key}={pattern}: the suffix must be {known}{asked}")
     if len(seeds) > 1 and "{seed}" not in pattern:
         raise UserError(f"{key}={pattern}: {len(seeds)} results need {{seed}} in the name")
     paths = {seed: Path(pattern.replace("{seed}", str(seed))) for seed in seeds}

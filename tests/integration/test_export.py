@@ -4,6 +4,7 @@ import io
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from data_pipeline.contract import SourceFrame, UserError, view_layout
 from modules.geometry.mesh import load_mesh
 from modules.pipelines.export import ExportOptions, export
 from modules.pipelines.reconstruction import Reconstructor
+from modules.pipelines.text_to_mesh import check_outputs
 
 CAMERAS = view_layout("ortho6")
 FRAME = SourceFrame(scale=0.25, offset=(0.0, 0.1, 0.0))
@@ -37,7 +39,7 @@ def ball_images(side: int = 32) -> torch.Tensor:
     return torch.from_numpy(images)
 
 
-def write(path: Path, **options: object) -> str:
+def write(path: Path, **options: Any) -> str:
     chosen = ExportOptions(grid=32, texture_px=128, **options)
     method = Reconstructor.classical(num_faces=chosen.faces)
     return export(ball_images(), CAMERAS, None, path, method, chosen, ABOUT, FRAME)
@@ -76,7 +78,8 @@ def test_a_glb_tells_where_it_comes_from_and_is_valid(tmp_path: Path, texture_fo
 
 
 def test_a_jpeg_texture_is_smaller_and_looks_the_same(tmp_path: Path):
-    write(tmp_path / "png.glb"), write(tmp_path / "jpeg.glb", texture_format="jpeg")
+    write(tmp_path / "png.glb")
+    write(tmp_path / "jpeg.glb", texture_format="jpeg")
     sizes = [(tmp_path / name).stat().st_size for name in ("png.glb", "jpeg.glb")]
     assert sizes[1] < sizes[0]
     exact, lossy = (load_mesh(tmp_path / name) for name in ("png.glb", "jpeg.glb"))
@@ -105,6 +108,11 @@ def test_pixels_can_be_written_instead_of_a_mesh(tmp_path: Path, form: str):
     assert f"element vertex {count}\n" in head
     comment = next(line for line in head.splitlines() if line.startswith("comment "))
     assert json.loads(comment.removeprefix("comment "))["relief"]["licence"] == "CC-BY-4.0"
+
+
+def test_pixels_need_a_ply(tmp_path: Path):
+    with pytest.raises(UserError, match=r"the suffix must be \.ply for format=points"):
+        check_outputs(str(tmp_path / "a.glb"), [0], ExportOptions(format="points"))
 
 
 @pytest.mark.parametrize(
