@@ -59,7 +59,7 @@ def unwrap(
     )
     try:
         result = subprocess.run(
-            [sys.executable, str(_WORKER)],
+            [sys.executable, "-P", str(_WORKER)],
             input=packed.getvalue(),
             capture_output=True,
             timeout=timeout_s,
