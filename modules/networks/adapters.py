@@ -159,8 +159,8 @@ class AdaptedLinear(nn.Linear):
 
         By `bmm`: `linear` would copy a slice of rows.
         """
-        downs = [self.shared_down] if self.has_shared else []
-        ups = [self.shared_up] if self.has_shared else []
+        downs: list[Tensor] = [self.shared_down] if self.has_shared else []
+        ups: list[Tensor] = [self.shared_up] if self.has_shared else []
         if modality is not None:
             downs.append(self.modality_down[modality])
             ups.append(self.modality_up[modality])
