@@ -298,12 +298,13 @@ def _told(report: Mapping[str, Any], settings: Settings, out: Path) -> str:
     """Log the report to W&B if that is wanted, and return what to print of it.
 
     Raises:
-        UserError: every pair failed, so nothing was measured; the report is there all the same.
+        UserError: every pair failed with nothing to show, so nothing was measured; the report is
+            there all the same.
     """
     if (project := settings["wandb"]["project"]) is not None:
         log_report(report, out, project=project, offline=settings["wandb"]["offline"])
     page = out / "report.html"
-    if report["num_failed"] == report["num_pairs"]:
+    if not any(pair["failed"] is None or pair["picture"] for pair in report["pairs"]):
         first = report["pairs"][0]
         raise UserError(
             f"nothing was measured: all {report['num_pairs']} pairs failed, such as "

@@ -395,7 +395,7 @@ def told_instrument(instrument: Mapping[str, Any]) -> str:
     )
 
 
-def picture_of(rows: Sequence[Float[Tensor, "v 6 h w"]]) -> UInt8[ndarray, "h w 3"]:
+def picture_of(rows: Sequence[Float[Tensor, "v 6 h w"]]) -> UInt8[ndarray, "h2 w2 3"]:
     """Return the rgb of each row's views, one row below the other."""
     strips = [torch.cat(list(views[:, :3]), dim=-1) for views in rows]
     pixels = torch.cat(strips, dim=-2).clamp(-1.0, 1.0).permute(1, 2, 0)
