@@ -81,6 +81,7 @@ def save_denoiser(
     text_encoder: TextEncoder,
     vocabulary: Vocabulary,
     sampling: dict[str, Any],
+    trained_on: str | None = None,
 ) -> None:
     """Write a denoiser and its text encoder into an existing folder.
 
@@ -91,6 +92,7 @@ def save_denoiser(
         text_encoder: to write.
         vocabulary: of the text encoder.
         sampling: what a sampler must know: `prediction` and `shift`.
+        trained_on: SHA-256 of the manifest of the rendered samples; None where it is not known.
     """
     weights = {name: tensor.contiguous() for name, tensor in text_encoder.state_dict().items()}
     save_file(weights, directory / "text_encoder.safetensors")
@@ -99,9 +101,21 @@ def save_denoiser(
         "conventions": CONVENTIONS_VERSION,
         "network": save_network(directory, denoiser),
         "sampling": sampling,
+        "trained_on": trained_on,
         "text_encoder": text_encoder.config,
     }
     (directory / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def trained_on(directory: Path) -> str | None:
+    """Return the SHA-256 of the manifest of the samples that an exported denoiser was trained on.
+
+    None for exports that do not say, or that cannot be read, which `load_denoiser` tells.
+    """
+    try:
+        return json.loads((directory / CONFIG_NAME).read_text("utf-8")).get("trained_on")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_denoiser(

@@ -84,6 +84,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.text_encoder: Any = None
         self.spec: LatentSpec | None = None
         self.vocabulary: Vocabulary | None = None
+        self.trained_on: str | None = None
 
     def configure_model(self) -> None:
         if self.denoiser is None:
@@ -98,6 +99,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         cache = read_cache(self.latents)
         self.spec = LatentSpec.from_json(cache.get("latent_spec"), str(self.latents))
         self.vocabulary = Vocabulary(cache.get("vocabulary", ()))
+        self.trained_on = cache.get("inputs", {}).get("source_manifest_sha256")
 
     def on_fit_start(self) -> None:
         assert self.spec is not None
@@ -197,5 +199,6 @@ class LatentDiffusionSystem(lightning.LightningModule):
         assert self.spec is not None
         assert self.vocabulary is not None
         sampling = {"prediction": self.prediction, "shift": self.sampling_shift}
-        save_denoiser(directory, self.denoiser, self.text_encoder, self.vocabulary, sampling)
+        networks = self.denoiser, self.text_encoder, self.vocabulary
+        save_denoiser(directory, *networks, sampling, self.trained_on)
         self.spec.save(directory)
