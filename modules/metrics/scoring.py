@@ -128,7 +128,7 @@ class ScoringOptions:
     distances: str = "of samples by area to the other surface, exact"
     cameras: str = "unseen_cameras: orthographic, around the unit cube"
     light: str = "base colour, unlit"
-    background: str = "white"
+    background: str = "white and black, mean of both"
     mask: str = "union of both silhouettes, grown by one pixel"
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from data_pipeline.contract import UserError, view_layout
 from modules.geometry.mesh import load_mesh, save_mesh
 from modules.geometry.rasterize import Views, render_mesh
 from modules.latents.codec import LatentCodec
+from modules.metrics.coherence import ViewImages, coherence, excess, mesh_normal_deg
 from modules.metrics.composition import (
     SIDE_PX,
     AttributeClassifier,
@@ -32,6 +33,7 @@ from modules.metrics.composition import (
     nearest_images,
     train_classifier,
 )
+from modules.metrics.fidelity import made_images, view_images
 from modules.metrics.scoring import check_seed
 from modules.networks.denoiser_files import trained_on
 from modules.networks.pipeline_folder import stage_folder
@@ -264,6 +266,7 @@ class TextBenchmark:
         codec = self.generate.codec
         self.held_back = read_rendered(shard_set, decode_sample, held_back, codec)
         self.reconstruct = Reconstructor.from_pretrained(checkpoint)
+        self._true_sample = lambda i: decode_sample(shard_set.read(held_back[i]))
         self.inputs = {"shards": shard_set.sha256, "checkpoint": folder_digest(checkpoint)}
         self.identity = f"{' '.join(self.inputs.values())} {json.dumps(seen)}"
         self.classifier = self._classifier(
@@ -314,6 +317,13 @@ class TextBenchmark:
         colour = dominant_colour(rgb, hit, self.palette, asked.get("pattern_colour", ""))
         return named | {"colour": colour}
 
+    def _excess(self, i: int, made: ViewImages) -> dict[str, float]:
+        """Return the excess of the incoherence of images over that of the caption's true render."""
+        sample = self._true_sample(i)
+        true = view_images(sample["images"].numpy(), sample["hit"].numpy(), made.cameras)
+        found = excess(coherence(made), coherence(true))
+        return {f"excess_{key}": value for key, value in found.items()}
+
     def cases(self, count: int | None) -> list[Case]:
         """Return a case for each held-back caption; with a count, for so many spread over them."""
         return [self._case(i) for i in spread(len(self.held_back.uids), count)]
@@ -341,6 +351,9 @@ class TextBenchmark:
         }  # fmt: skip
         with measured(metrics, "generate"):
             [images] = self.generate([caption], [seed], options.steps, options.guidance).cpu()
+        cameras = view_layout("ortho6")
+        shown_there = made_images(images.numpy(), cameras)
+        metrics |= self._excess(i, shown_there)
         drawn = classifier_input(images)
         in_images = _right(self.measure(drawn, asked), asked)
         metrics |= {f"image_{key}_right": x for key, x in zip(MEASURED, in_images, strict=True)}
@@ -349,14 +362,18 @@ class TextBenchmark:
         try:
             with measured(metrics, "reconstruct"):
                 mesh = self.reconstruct(
-                    images, view_layout("ortho6"), grid=options.grid, texture_px=options.texture_px
+                    images, cameras, grid=options.grid, texture_px=options.texture_px
                 )
                 save_mesh(mesh, path, extras={"relief": extras})
         except UserError as error:  # the images are there all the same
             metrics |= dict.fromkeys(RIGHT, 0.0)
             pair |= {"failed": str(error)}
         else:
-            views = views_input(render_mesh(load_mesh(path), view_layout("ortho6"), SIDE_PX))
+            made = load_mesh(path)
+            metrics["input_view_normal_deg"] = mesh_normal_deg(
+                render_mesh(made, cameras, images.shape[-1]), shown_there.normal, shown_there.hit
+            )
+            views = views_input(render_mesh(made, cameras, SIDE_PX))
             shown = self.measure(views, asked)
             [nearest] = nearest_images(views[None], self.training.images)
             right = _right(shown, asked)
