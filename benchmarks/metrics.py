@@ -21,7 +21,8 @@ from modules.metrics.geometry import NUM_SAMPLES, MeshSurface, compare_surfaces
 from modules.metrics.mesh_quality import mesh_quality
 from modules.metrics.volume import volume_iou
 from modules.reporting.evaluation import Loaded
-from modules.reporting.folder_cases import folder_cases, named_files
+from modules.reporting.folder_cases import folder_cases
+from modules.reporting.mesh_files import named_files
 
 TRIMESH_EVERY = 4
 

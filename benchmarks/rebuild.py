@@ -56,7 +56,7 @@ from modules.metrics.scoring import FAILURE_FIGURES, ScoringOptions, score, summ
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Shard
-from modules.reporting.folder_cases import SUFFIXES
+from modules.reporting.mesh_files import SUFFIXES
 
 METHODS = (
     "classical-96", "classical-192", "refined-96", "poisson-6", "poisson-7", "poisson-8",

@@ -18,7 +18,7 @@ from modules.geometry.mesh import ColoredMesh, load_mesh
 from modules.metrics.appearance import check_views, unseen_cameras
 from modules.metrics.scoring import check_resolution
 from modules.reporting.evaluation import code_digest
-from modules.reporting.folder_cases import SUFFIXES, asset_digest, named_files
+from modules.reporting.mesh_files import SUFFIXES, asset_digest, named_files
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import in_unit_cube, shaded_views, to_png
 

@@ -21,8 +21,8 @@ from modules.metrics.features import (
 from modules.metrics.scoring import check_seed
 from modules.metrics.sets import ClipScore, Cmmd, FrechetDistance, KernelDistance, RPrecision
 from modules.reporting.evaluation import PICTURE_PX, PICTURE_VIEWS, Case
-from modules.reporting.folder_cases import asset_digest
 from modules.reporting.image_folder import ImageFolder, ViewOptions, file_name
+from modules.reporting.mesh_files import asset_digest
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import side_by_side, to_png
 from modules.reporting.rebuild_cases import file_or_folder_digest

@@ -20,7 +20,7 @@ from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case, Loaded
-from modules.reporting.folder_cases import asset_digest
+from modules.reporting.mesh_files import asset_digest
 from modules.reporting.pictures import resized, shaded_views, side_by_side, turntable_cameras
 from modules.reporting.rebuild_cases import StoredSamples, originals_by_uid, sample_truth, spread
 

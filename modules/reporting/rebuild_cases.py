@@ -20,7 +20,7 @@ from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case, Loaded, Truth
-from modules.reporting.folder_cases import SUFFIXES, asset_digest, file_digest
+from modules.reporting.mesh_files import SUFFIXES, asset_digest, file_digest
 
 log = logging.getLogger(__name__)
 

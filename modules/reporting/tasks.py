@@ -14,7 +14,7 @@ from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
 from modules.pipelines.reconstruction import check_mesh_size
 from modules.reporting.evaluation import Case, Shard, Unfinished, evaluate
-from modules.reporting.folder_cases import file_notes, folder_cases, frame_notes
+from modules.reporting.folder_cases import folder_cases, frame_notes
 from modules.reporting.image_folder import ImageFolder
 from modules.reporting.image_sets import (
     ImageCaseScorer,
@@ -26,6 +26,7 @@ from modules.reporting.image_sets import (
     name_prompts,
 )
 from modules.reporting.latent_cases import latent_cases
+from modules.reporting.mesh_files import file_notes
 from modules.reporting.rebuild_cases import (
     StoredSamples,
     file_or_folder_digest,

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from modules.reporting.folder_cases import (
-    asset_digest,
-    box_figures,
-    file_notes,
-    folder_cases,
-    frame_notes,
-    has_skin,
-    named_files,
-)
+from modules.reporting.folder_cases import box_figures, folder_cases, frame_notes
+from modules.reporting.mesh_files import asset_digest, file_notes, has_skin, named_files
 
 SKINNED = {"asset": {"version": "2.0"}, "nodes": [{"mesh": 0, "skin": 0}], "skins": [{}]}
 

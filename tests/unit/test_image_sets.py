@@ -14,8 +14,8 @@ from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from modules.metrics.features import InceptionNetwork
 from modules.reporting.comparison import compare_files
-from modules.reporting.folder_cases import asset_digest
 from modules.reporting.image_folder import ImageFolder, ViewOptions, file_name, read_image
+from modules.reporting.mesh_files import asset_digest
 
 MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / "eval.py"))["main"]
 
