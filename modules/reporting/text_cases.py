@@ -17,12 +17,10 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
-from torch.nn import functional
 
 from data_pipeline.contract import UserError, view_layout
 from modules.geometry.mesh import load_mesh, save_mesh
-from modules.geometry.rasterize import Views, render_mesh
-from modules.latents.codec import LatentCodec
+from modules.geometry.rasterize import render_mesh
 from modules.metrics.coherence import ViewImages, coherence, excess, mesh_normal_deg
 from modules.metrics.composition import (
     SIDE_PX,
@@ -35,10 +33,19 @@ from modules.metrics.composition import (
 )
 from modules.metrics.fidelity import made_images, view_images
 from modules.metrics.scoring import check_seed
-from modules.networks.denoiser_files import trained_on
 from modules.networks.pipeline_folder import stage_folder
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.reporting.attributed_samples import (
+    CLASSIFIED,
+    MEASURED,
+    asked_attributes,
+    check_training_set,
+    classifier_input,
+    read_rendered,
+    refuse_repeated,
+    views_input,
+)
 from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case
 from modules.reporting.page import write_bytes
@@ -47,8 +54,6 @@ from modules.reporting.rebuild_cases import StoredSamples, folder_digest, spread
 
 log = logging.getLogger(__name__)
 
-CLASSIFIED = ("category", "pattern")
-MEASURED = (*CLASSIFIED, "colour")
 RIGHT = (*(f"{key}_right" for key in MEASURED), "attributes_right", "all_right")
 """Figures of a pair: 1 where what was asked for was measured, their mean, and whether all are 1."""
 
@@ -101,116 +106,6 @@ class TextOptions:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """Rendered samples with attributes.
-
-    Args:
-        uids: their names.
-        captions: what they are called.
-        attributes: `category`, `colour`, `pattern` and `pattern_colour` of each.
-        images: rgb on white, then normals, in [-1, 1], at `SIDE_PX`.
-        decoded: the same after a round trip through an autoencoder; empty without one.
-    """
-
-    uids: list[str]
-    captions: list[str]
-    attributes: list[Mapping[str, str]]
-    images: Float[Tensor, "n v 6 h w"]
-    decoded: Float[Tensor, "n2 v2 6 h2 w2"]
-
-
-def read_rendered(
-    shard_set: StoredSamples,
-    decode_sample: Callable[[dict[str, bytes]], dict[str, Any]],
-    indices: Sequence[int],
-    codec: LatentCodec | None = None,
-) -> Rendered:
-    """Read samples of a set, through a codec and back as well if there is one.
-
-    Raises:
-        UserError: one names no category, colour and pattern.
-    """
-    uids, captions, attributes, images, decoded = [], [], [], [], []
-    for i in indices:
-        members = shard_set.read(i)
-        meta = json.loads(members["meta.json"])
-        known = meta["source"].get("attributes") or {}
-        if missing := [key for key in MEASURED if key not in known]:
-            raise UserError(
-                f"sample {meta['uid']} names no {', '.join(missing)}: task=text_to_3d measures "
-                "sets of source=procedural"
-            )
-        sample = decode_sample(members)
-        uids.append(meta["uid"])
-        captions.append(sample["caption"])
-        attributes.append(known)
-        images.append(classifier_input(sample["images"]))
-        if codec is not None:
-            batch = sample["images"][None].to(codec.mean.device)
-            decoded.append(classifier_input(codec.decode(codec.encode(batch))[0].cpu()))
-    trips = torch.stack(decoded) if decoded else torch.empty(0, 0, 6, SIDE_PX, SIDE_PX)
-    return Rendered(uids, captions, attributes, torch.stack(images), trips)
-
-
-def classifier_input(images: Float[Tensor, "m v 3 h w"]) -> Float[Tensor, "v 6 h2 w2"]:
-    """Return the rgb and normal of 2.5D images, averaged down to the classifier's side."""
-    pair = torch.cat([images[0], images[1]], dim=1).float()
-    return functional.interpolate(pair, size=SIDE_PX, mode="area")
-
-
-def views_input(views: Views) -> Float[Tensor, "v 6 h w"]:
-    """Return the same of a mesh's views."""
-    pair = np.concatenate([views.rgb * 2.0 - 1.0, views.normal], axis=-1)
-    return torch.from_numpy(pair.transpose(0, 3, 1, 2)).float()
-
-
-def refuse_repeated(
-    held_back: Sequence[tuple[str, ...]], training: Sequence[tuple[str, ...]]
-) -> None:
-    """Raise UserError if training samples show a combination of attributes that is held back."""
-    shown = set(training)
-    if repeated := sum(asked in shown for asked in held_back if any(asked)):
-        raise UserError(
-            f"{repeated} of {len(held_back)} held-back captions name what training samples "
-            "show as well: measure a set in which no combination returns, such as up to 1000 "
-            "samples of source=procedural of one seed"
-        )
-
-
-def check_training_set(denoiser: Path, shards: str) -> list[str]:
-    """Return what to know about captions that a denoiser is said never to have seen.
-
-    Args:
-        denoiser: exported folder.
-        shards: SHA-256 of the manifest of the samples that captions are held back of.
-
-    Raises:
-        UserError: it was trained on the latents of other samples.
-    """
-    known = trained_on(denoiser)
-    if known is None:
-        return [
-            "The pipeline does not say which samples it was trained on: that it never saw these "
-            "captions is taken on trust."
-        ]
-    if known != shards:
-        raise UserError(
-            f"{denoiser} was trained on other samples (manifest {known[:16]}, not {shards[:16]}), "
-            "and may have seen the held-back captions: give the shards that encode.py read for it"
-        )
-    return [
-        "The pipeline was trained on these shards; that it held back as many of them (num_val) is "
-        "taken on trust."
-    ]
-
-
-def _asked(shard_set: StoredSamples, i: int) -> tuple[str, ...]:
-    """Return category, pattern and colour of a sample, empty where it names none."""
-    known = json.loads(shard_set.read(i)["meta.json"])["source"].get("attributes") or {}
-    return tuple(known.get(key, "") for key in MEASURED)
-
-
 def _right(shown: Mapping[str, str], asked: Mapping[str, str]) -> list[float]:
     """Return 1 for each of `MEASURED` that is shown as asked, else 0."""
     return [float(shown[key] == asked[key]) for key in MEASURED]
@@ -257,7 +152,7 @@ class TextBenchmark:
         self.notes = check_training_set(stage_folder(checkpoint, "denoiser"), shard_set.sha256)
         hidden = set(held_back)
         seen = [i for i in range(len(shard_set.uids)) if i not in hidden]
-        asked = [_asked(shard_set, i) for i in range(len(shard_set.uids))]
+        asked = [asked_attributes(shard_set, i) for i in range(len(shard_set.uids))]
         refuse_repeated([asked[i] for i in held_back], [asked[i] for i in seen])
         seen = seen[:: -(-len(seen) // MOST_TRAINING)]
         self.palette, self.options, self.out = palette, options, out

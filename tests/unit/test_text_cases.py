@@ -8,13 +8,8 @@ import torch
 from data_pipeline.contract import UserError
 from modules.metrics.composition import SIDE_PX
 from modules.reporting.evaluation import Case
-from modules.reporting.text_cases import (
-    Rendered,
-    TextBenchmark,
-    TextOptions,
-    check_training_set,
-    refuse_repeated,
-)
+from modules.reporting.attributed_samples import Rendered, check_training_set, refuse_repeated
+from modules.reporting.text_cases import TextBenchmark, TextOptions
 
 TRAINING = [("chair", "dots", "red"), ("table", "plain", "blue"), ("", "", "")]
 
@@ -69,6 +64,8 @@ def test_a_mesh_that_fails_keeps_what_its_images_showed_what_they_cost_and_their
     benchmark.training = benchmark.held_back
     benchmark.generate = lambda *args: torch.full((1, 3, 6, 3, 64, 64), 0.9)
     benchmark.reconstruct, benchmark.classifier = refuse, Classifier()
+    true = {"images": torch.zeros(3, 6, 3, 64, 64), "hit": torch.ones(6, 64, 64, dtype=torch.bool)}
+    benchmark._true_sample = lambda i: true
     case = Case("a", "", lambda: (0, tmp_path / "generated/a.glb"))
     pair = benchmark.score(case, OPTIONS, tmp_path, "pictures/a.png")
     assert pair["failed"] == "the images show no surface"
