@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from numpy import ndarray
 
 from data_pipeline.contract import Camera
@@ -39,7 +39,9 @@ class RayScene:
         self.corners = vertices[faces]
         self._scene = EmbreeScene()
         # Keep the geometry alive: the scene holds no reference to it.
-        self._geometry = TriangleMesh(self._scene, self.corners.astype(np.float32))
+        self._geometry = TriangleMesh(
+            self._scene, vertices.astype(np.float32), faces.astype(np.int32)
+        )
 
     def first_face(
         self, origins: Float[ndarray, "p 3"], directions: Float[ndarray, "p 3"]
@@ -49,6 +51,17 @@ class RayScene:
             np.ascontiguousarray(origins, dtype=np.float32),
             np.ascontiguousarray(directions, dtype=np.float32),
         ).astype(np.int64)
+
+    def intersect(
+        self, origins: Float32[ndarray, "p 3"], directions: Float32[ndarray, "p 3"]
+    ) -> tuple[Int32[ndarray, " p"], Float32[ndarray, " p"], Float32[ndarray, " p"]]:
+        """Return the first face (-1: none) and the weights of its corners 1 and 2 (0 without face).
+
+        Embree's own float32 figures, nothing copied: the quickest query. The weights place the hit
+        to about 1e-7 of its distance from the ray's origin; `first_hit` is exact.
+        """
+        found = self._scene.run(origins, directions, output=1)
+        return found["primID"], found["u"], found["v"]
 
     def escapes(
         self, origins: Float[ndarray, "p 3"], directions: Float[ndarray, "p 3"]

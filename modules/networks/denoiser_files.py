@@ -10,12 +10,16 @@ from data_pipeline.contract import CONVENTIONS_VERSION, UserError, check_convent
 from modules.networks.adapter_files import LORA_NAME, load_experts, save_experts, save_shared_lora
 from modules.networks.backbone import Backbone
 from modules.networks.denoiser import JointDenoiser
+from modules.networks.flux1 import Flux1Backbone
 from modules.networks.flux2 import Flux2Backbone
+from modules.networks.sd3 import Sd3Backbone
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 
 CONFIG_NAME = "denoiser.json"
 EMBEDDINGS = ("modality_embedding", "view_embedding")
-BACKBONES: dict[str, type[Backbone]] = {each.__name__: each for each in (Flux2Backbone,)}
+BACKBONES: dict[str, type[Backbone]] = {
+    each.__name__: each for each in (Flux1Backbone, Flux2Backbone, Sd3Backbone)
+}
 
 
 def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:

@@ -17,7 +17,11 @@ from data_pipeline.contract import UserError
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import load_network, save_network
 
-PUBLISHED = {"flux2_klein": 3_875_544_576}
+PUBLISHED = {
+    "flux2_klein": 3_875_544_576,
+    "sd35m": 2_243_171_520,
+    "flux1": 11_901_408_320,
+}
 """Parameters of the published models, by the name of their denoiser config."""
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +29,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "in_channels": 8, "num_layers": 1, "num_single_layers": 4, "attention_head_dim": 16,
         "num_attention_heads": 2, "joint_attention_dim": 12, "axes_dims_rope": [4, 4, 4, 4],
         "timestep_guidance_channels": 16,
+    },
+    "sd35m": {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 3,
+        "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 12,
+        "caption_projection_dim": 32, "pooled_projection_dim": 6, "pos_embed_max_size": 12,
+        "dual_attention_layers": [0, 1],
+    },
+    "flux1": {
+        "in_channels": 8, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 12, "pooled_projection_dim": 6,
+        "axes_dims_rope": [4, 6, 6],
     },
 }  # fmt: skip
 """What is smaller in the small models; the rest is as published."""
