@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,6 +15,7 @@ from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.cache import read_cache
 from modules.latents.spec import LatentSpec
 from modules.losses.flow import (
+    RGB,
     Prediction,
     TimestepMix,
     add_noise,
@@ -23,6 +24,7 @@ from modules.losses.flow import (
     to_velocity,
     velocity_target,
 )
+from modules.networks.conditioner import Conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_encoder import TextEncoder, Vocabulary
@@ -47,8 +49,12 @@ class LatentDiffusionSystem(lightning.LightningModule):
         min_t: bound of the division by t in the loss of a clean prediction.
         modality_weights: of the losses of rgb, normal and coord.
         text_dropout: share of captions that training replaces by the null caption.
+        image_share: share of samples that see one of their own views as a reference image, whatever
+            becomes of their caption; the others see the null reference. 0 trains without
+            references, .9 stands for 10 % of dropout.
+        image_views: views that may be the reference; None is any.
         sampling_shift: shift of the sampler's timesteps that is exported; above 1 takes finer steps
-            where noise is strong.
+            where noise is strong. None is the backbone's own.
         seed: of what training draws.
     """
 
@@ -68,7 +74,9 @@ class LatentDiffusionSystem(lightning.LightningModule):
         min_t: float = 0.15,
         modality_weights: Sequence[float] = (1.0, 1.0, 1.0),
         text_dropout: float = 0.1,
-        sampling_shift: float = 1.0,
+        image_share: float = 0.0,
+        image_views: Sequence[int] | None = None,
+        sampling_shift: float | None = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,7 +86,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.prediction: Prediction = prediction
         self.mix, self.min_t = mix, min_t
         self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
+        self.image_share = image_share
+        self.image_views = None if image_views is None else tuple(image_views)
         self.seed = seed
+        self.strict_loading = False  # of what is trained; `on_load_checkpoint` checks that all is
         self.register_buffer("weights", torch.tensor(modality_weights), persistent=False)
         self.denoiser: Any = None
         self.text_encoder: Any = None
@@ -114,10 +125,14 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"{self.latents} has {len(self.vocabulary)} words, the text encoder {num_words}: "
                 "raise conditioner.max_words"
             )
+        self.text_encoder.vocabulary = self.vocabulary
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
+        trained = self._trained_names()
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
         checkpoint["vocabulary"] = self.vocabulary.words
 
@@ -130,16 +145,28 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"{self.latents} is another latent cache than the checkpoint's: start a new run "
                 "(another paths.run_dir), or name the old cache"
             )
+        if differing := sorted(self._trained_names() ^ checkpoint["state_dict"].keys()):
+            raise UserError(
+                f"the checkpoint was trained with another denoiser, conditioner or adapters: "
+                f"{', '.join(differing[:3])} is on one side only; start a new run (another "
+                "paths.run_dir)"
+            )
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, and what callbacks look at: `errors` and `timesteps` (b m)."""
         latents: Tensor = batch["latents"]
         generator = draw_generator(self, self.seed, batch_idx)
         drawn = {"device": latents.device, "generator": generator}
         keep = torch.rand(len(latents), **drawn) >= self.text_dropout
         captions = [c if k else "" for c, k in zip(batch["caption"], keep.tolist(), strict=True)]
-        timesteps = self.mix.sample(len(latents), **drawn)
+        timesteps = self._mix(latents).sample(len(latents), **drawn)
         noise = torch.randn(latents.shape, **drawn)
-        errors, baseline = self._errors(latents, captions, timesteps, noise)
+        references = self._draw_references(latents, generator)
+        conditions = self.conditions(captions, references)
+        errors, baseline = self._errors(latents, conditions, timesteps, noise)
         losses = mean_over_noisy(errors, timesteps)
         total = (losses * self.weights).sum() / self.weights.sum()
         ratio = losses.sum() / mean_over_noisy(baseline, timesteps).sum()
@@ -147,7 +174,34 @@ class LatentDiffusionSystem(lightning.LightningModule):
         logged["train/loss/predict_zero_ratio"] = ratio.detach()
         self.log_dict(logged, batch_size=len(latents))
         self.log("train/loss/total", total.detach(), batch_size=len(latents), prog_bar=True)
-        return total
+        return {"loss": total, "errors": errors.detach(), "timesteps": timesteps}
+
+    def conditions(
+        self, captions: list[str], references: Float[Tensor, "b r c h w"] | None
+    ) -> Conditions:
+        """Return what the denoiser is told."""
+        text, pooled = self.text_encoder.embed(captions)
+        return Conditions(text=text, pooled=pooled, references=references)
+
+    def own_references(
+        self, latents: Float[Tensor, "b m v c h w"], views: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b 1 c h w"]:
+        """Return one view of each sample, its rgb, as reference latents."""
+        return latents[torch.arange(len(latents), device=latents.device), RGB, views][:, None]
+
+    def _draw_references(
+        self, latents: Float[Tensor, "b m v c h w"], generator: torch.Generator
+    ) -> Float[Tensor, "b 1 c h w"] | None:
+        if self.image_share == 0.0:
+            return None
+        drawn = {"device": latents.device, "generator": generator}
+        seen = torch.rand(len(latents), **drawn) < self.image_share
+        views = torch.tensor(self.image_views or range(latents.shape[2]), device=latents.device)
+        views = views[torch.randint(len(views), (len(latents),), **drawn)]
+        return self.own_references(latents, views) * seen[:, None, None, None, None]
+
+    def _mix(self, latents: Float[Tensor, "b m v c h w"]) -> TimestepMix:
+        return self.mix.at(latents.shape[2] * latents.shape[4] * latents.shape[5])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure the loss on fixed noise, and by how much shuffled captions make it worse.
@@ -158,36 +212,51 @@ class LatentDiffusionSystem(lightning.LightningModule):
         latents: Tensor = batch["latents"]
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         size = len(latents)
-        levels = self.mix.levels(5).to(latents.device)
+        levels = self._mix(latents).levels(5).to(latents.device)
+        captions, null = batch["caption"], self.null_references(latents)
+        shuffled = captions[1:] + captions[:1]
+        true, wrong = (self.conditions(each, null) for each in (captions, shuffled))
         sums = latents.new_zeros(3, len(MODALITIES))  # true, shuffled captions; predict zero
         for level in levels:
             timesteps = level.expand(size, len(MODALITIES))
             noise = torch.randn(latents.shape, device=latents.device, generator=generator)
-            captions = batch["caption"]
-            errors, baseline = self._errors(latents, captions, timesteps, noise)
-            shuffled = captions[1:] + captions[:1]
-            wrong, _ = self._errors(latents, shuffled, timesteps, noise)
-            sums = sums + torch.stack([errors.mean(0), wrong.mean(0), baseline.mean(0)])
+            errors, baseline = self._errors(latents, true, timesteps, noise)
+            misled, _ = self._errors(latents, wrong, timesteps, noise)
+            sums = sums + torch.stack([errors.mean(0), misled.mean(0), baseline.mean(0)])
         per_modality = sums[0] / len(levels)
-        true, wrong, zero = sums.mean(dim=1) / len(levels)
+        right, misled, zero = sums.mean(dim=1) / len(levels)
         figures = {f"val/loss/{name}": per_modality[i] for i, name in enumerate(MODALITIES)}
-        figures |= {"val/loss/total": true, "val/loss/predict_zero_ratio": true / zero}
+        figures |= {"val/loss/total": right, "val/loss/predict_zero_ratio": right / zero}
         if size > 1:  # else there is no other caption
-            figures["val/loss/true_minus_shuffled"] = true - wrong
+            figures["val/loss/true_minus_shuffled"] = right - misled
         self.log_dict(figures, batch_size=size, sync_dist=True)
+
+    def null_references(
+        self, latents: Float[Tensor, "b m v c h w"]
+    ) -> Float[Tensor, "b 1 c h w"] | None:
+        """Return references that show nothing, where the denoiser is trained with references."""
+        return None if self.image_share == 0.0 else torch.zeros_like(latents[:, RGB, :1])
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "b m v c h w"],
+        timesteps: Float[Tensor, "b m"],
+        conditions: Conditions,
+        **options: Any,
+    ) -> Float[Tensor, "b m v c h w"]:
+        """Return the denoiser's output; `options` are further keyword arguments of it."""
+        return self.denoiser(noisy, timesteps, conditions.text, **conditions.options, **options)
 
     def _errors(
         self,
         latents: Float[Tensor, "b m v c h w"],
-        captions: list[str],
+        conditions: Conditions,
         timesteps: Float[Tensor, "b m"],
         noise: Float[Tensor, "b m v c h w"],
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """Return the velocity loss per sample and modality, and that of predicting zero."""
-        assert self.vocabulary is not None
-        words = self.vocabulary.encode(captions, self.text_encoder.length).to(latents.device)
         noisy = add_noise(latents, noise, timesteps)
-        output = self.denoiser(noisy, timesteps, self.text_encoder(words))
+        output = self.predict(noisy, timesteps, conditions)
         velocity = to_velocity(output, noisy, timesteps, self.prediction, self.min_t)
         target = velocity_target(latents, noisy, noise, timesteps, self.prediction, self.min_t)
         return mean_square(velocity - target), mean_square(target)
@@ -196,6 +265,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
         """Write denoiser, text encoder, vocabulary and latent spec."""
         assert self.spec is not None
         assert self.vocabulary is not None
-        sampling = {"prediction": self.prediction, "shift": self.sampling_shift}
+        sampling = {
+            "prediction": self.prediction,
+            "shift": self.sampling_shift,
+            "num_references": int(self.image_share > 0.0),
+        }
         save_denoiser(directory, self.denoiser, self.text_encoder, self.vocabulary, sampling)
         self.spec.save(directory)

@@ -78,3 +78,12 @@ def test_levels_stand_for_what_the_mix_draws():
 def test_shares_must_sum_to_one():
     with pytest.raises(ValueError, match="sum to 1"):
         TimestepMix(joint=0.9, texture=0.9, geometry=0.0, independent=0.0)
+
+
+def test_more_tokens_are_noised_more_by_the_stated_shift():
+    mix = TimestepMix(mean=0.3, std=0.8, mean_tokens=64)
+    shift = 3.0  # nine times the tokens
+    levels, more = mix.levels(9), mix.at(64 * 9).levels(9)
+    torch.testing.assert_close(more, shift * levels / (1.0 + (shift - 1.0) * levels))
+    torch.testing.assert_close(mix.at(64).levels(9), levels)
+    assert TimestepMix().at(10) == TimestepMix()
