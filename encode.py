@@ -1,5 +1,6 @@
 """Encode rendered samples to latents: python encode.py shards=DIR autoencoder=DIR out=DIR.
 
+With conditioner=qwen3 (or flux1, sd3) the captions too, into out/text: conditioner=cached reads it.
 Training the denoiser then reads latents only. A finished cache of the same inputs is left as it is,
 and an interrupted command goes on where it stopped.
 """
@@ -17,6 +18,35 @@ STATISTICS = ("set", "autoencoder")
 
 
 def main(config: DictConfig) -> None:
+    """Encode a set of image shards, and its captions where a text model is named."""
+    encode_latents(config)
+    if "conditioner" in config:
+        encode_text(config)
+
+
+def encode_text(config: DictConfig) -> None:
+    """Embed the captions of a set of latent shards, those that are not embedded yet."""
+    import torch
+    from hydra.utils import instantiate
+
+    from data_pipeline.loading.samples import LatentDataset
+    from modules.networks.text_backbones import PretrainedText
+    from modules.networks.text_cache import write_text_cache
+    from modules.pipelines.device import inference_device
+
+    out, device = Path(config.out), inference_device(config.device)
+    model = instantiate(config.conditioner, _convert_="object")()
+    if not isinstance(model, PretrainedText):
+        raise UserError("conditioner: choose one of qwen3, flux1, sd3; others are trained")
+    torch.nn.Module.to(model, device)
+    dataset = LatentDataset(out, keep_decoded=False)
+    captions = {dataset[(i, i)]["caption"] for i in range(len(dataset))}
+    new = write_text_cache(out / "text", model, captions, config.batch_size)
+    cut = f", {len(model.cut)} of them cut at {model.length} tokens" if model.cut else ""
+    print(f"{out / 'text'}: {new} captions embedded{cut}")
+
+
+def encode_latents(config: DictConfig) -> None:
     """Encode a set of image shards into a set of latent shards."""
     # torch and diffusers take seconds to import; a mistyped key is told before that.
     import torch

@@ -16,7 +16,8 @@ from modules.networks.conditioner import Conditions, join_conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import load_denoiser
 from modules.networks.pipeline_folder import stage_folder
-from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.networks.text_backbones import PretrainedText
+from modules.networks.text_encoder import TextEncoder
 from modules.pipelines.sampling import Progress, Sampling, integrate, rescale
 
 GEOMETRY = (MODALITIES.index("normal"), MODALITIES.index("coord"))
@@ -32,8 +33,7 @@ class TextTo25D:
     Args:
         codec: between images and latents.
         denoiser: trained on latents of the codec's spec.
-        text_encoder: trained with the denoiser.
-        vocabulary: of the text encoder.
+        text_encoder: whose embeddings the denoiser was trained with.
         prediction: what the denoiser's output stands for.
         shift: shift of the sampler's timesteps; None is the backbone's own.
         num_references: slots for reference images that the denoiser was trained with.
@@ -43,15 +43,14 @@ class TextTo25D:
         self,
         codec: LatentCodec,
         denoiser: JointDenoiser,
-        text_encoder: TextEncoder,
-        vocabulary: Vocabulary,
+        text_encoder: TextEncoder | PretrainedText,
         *,
         prediction: Prediction = "clean",
         shift: float | None = 1.0,
         num_references: int = 0,
     ) -> None:
         self.codec, self.denoiser = codec, denoiser
-        self.text_encoder, self.vocabulary = text_encoder, vocabulary
+        self.text_encoder = text_encoder
         self.prediction: Prediction = prediction
         self.shift, self.num_references = shift, num_references
 
@@ -64,9 +63,9 @@ class TextTo25D:
                 another autoencoder.
         """
         autoencoder, exported = (stage_folder(directory, s) for s in ("autoencoder", "denoiser"))
-        denoiser, text_encoder, vocabulary, sampling = load_denoiser(exported)
+        denoiser, text_encoder, sampling = load_denoiser(exported)
         codec = LatentCodec(load_autoencoder(autoencoder), LatentSpec.load(exported))
-        return cls(codec, denoiser, text_encoder, vocabulary, **sampling)
+        return cls(codec, denoiser, text_encoder, **sampling)
 
     def to(self, device: torch.device | str) -> "TextTo25D":
         """Move all networks."""
@@ -149,9 +148,9 @@ class TextTo25D:
             UserError: there are more references than the denoiser was trained with, or not as many
                 lists of them as prompts.
         """
-        words = self.vocabulary.encode(prompts, self.text_encoder.length)
-        text = self.text_encoder(words.to(self.device))
-        return Conditions(text=text, references=self._encode_references(references, len(prompts)))
+        text, pooled = self.text_encoder.embed(prompts)
+        encoded = self._encode_references(references, len(prompts))
+        return Conditions(text=text, pooled=pooled, references=encoded)
 
     def _encode_references(
         self, references: Sequence[Sequence[Float[Tensor, "3 height width"]]], batch_size: int

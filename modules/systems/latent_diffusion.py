@@ -27,20 +27,24 @@ from modules.losses.flow import (
 from modules.networks.conditioner import Conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import save_denoiser
+from modules.networks.text_backbones import PretrainedText
+from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
 
 
 class LatentDiffusionSystem(lightning.LightningModule):
-    """Train a joint denoiser and its text encoder on cached latents by rectified flow.
+    """Train a joint denoiser on cached latents by rectified flow, and a text encoder with it.
+
+    Pretrained text models stay as they are; their embeddings may come from a cache too.
 
     What the latents mean and which words the captions use is read from the cache when training
     starts (`encode.py` wrote both there), so the networks can be built without any data.
 
     Args:
         denoiser: builds the denoiser.
-        text_encoder: builds the text encoder.
+        text_encoder: builds what embeds captions.
         optimizer: makes the optimizer of given parameters.
         latents: folder of the latent cache that is trained on.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
@@ -64,7 +68,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def __init__(
         self,
         denoiser: Callable[[], JointDenoiser],
-        text_encoder: Callable[[], TextEncoder],
+        text_encoder: Callable[[], TextEncoder | PretrainedText | CachedText],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         latents: str,
         scheduler: Callable[[Optimizer], Any] | None = None,
@@ -113,19 +117,29 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def on_fit_start(self) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
-        num_words, views = self.text_encoder.config["max_words"], self.denoiser.num_views
+        views = self.denoiser.num_views
         if self.denoiser.channels != self.spec.channels or views != self.spec.num_views:
             raise UserError(
                 f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} "
                 f"channels, the denoiser takes {views} of {self.denoiser.channels}: set "
                 "denoiser.num_views and denoiser.in_channels, or encode with another packing"
             )
-        if len(self.vocabulary) > num_words:
+        if isinstance(self.text_encoder, TextEncoder):
+            num_words = self.text_encoder.config["max_words"]
+            if len(self.vocabulary) > num_words:
+                raise UserError(
+                    f"{self.latents} has {len(self.vocabulary)} words, the text encoder "
+                    f"{num_words}: raise conditioner.max_words"
+                )
+            self.text_encoder.vocabulary = self.vocabulary
+        text, pooled = self.text_encoder.embed([""])
+        backbone, width = self.denoiser.backbone, None if pooled is None else pooled.shape[1]
+        if (text.shape[2], width) != (backbone.text_width, backbone.pooled_width):
             raise UserError(
-                f"{self.latents} has {len(self.vocabulary)} words, the text encoder {num_words}: "
-                "raise conditioner.max_words"
+                f"the conditioner embeds text with {text.shape[2]} numbers a token and {width} of "
+                f"the whole, the denoiser takes {backbone.text_width} and {backbone.pooled_width}: "
+                "choose the conditioner of that backbone (conf/conditioner)"
             )
-        self.text_encoder.vocabulary = self.vocabulary
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
@@ -262,13 +276,12 @@ class LatentDiffusionSystem(lightning.LightningModule):
         return mean_square(velocity - target), mean_square(target)
 
     def export(self, directory: Path) -> None:
-        """Write denoiser, text encoder, vocabulary and latent spec."""
+        """Write denoiser, text encoder and latent spec."""
         assert self.spec is not None
-        assert self.vocabulary is not None
         sampling = {
             "prediction": self.prediction,
             "shift": self.sampling_shift,
             "num_references": int(self.image_share > 0.0),
         }
-        save_denoiser(directory, self.denoiser, self.text_encoder, self.vocabulary, sampling)
+        save_denoiser(directory, self.denoiser, self.text_encoder, sampling)
         self.spec.save(directory)

@@ -41,9 +41,9 @@ def make_pipeline(**options) -> TextTo25D:
     )  # fmt: skip
     torch.nn.init.normal_(denoiser.backbone.transformer.proj_out.weight, std=0.2)
     encoder = TextEncoder(max_words=16, length=4, width=8, num_heads=2)
-    vocabulary = Vocabulary.from_captions(["a red chair", "a blue mug"])
+    encoder.vocabulary = Vocabulary.from_captions(["a red chair", "a blue mug"])
     codec = LatentCodec(PixelCode(), spec)
-    return TextTo25D(codec, denoiser.eval(), encoder.eval(), vocabulary, **options)
+    return TextTo25D(codec, denoiser.eval(), encoder.eval(), **options)
 
 
 def test_images_have_the_contract_shape_and_range():
