@@ -21,10 +21,13 @@ def main(config: DictConfig) -> None:
     # torch and diffusers take seconds to import; a mistyped key is told before that.
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
+    from modules.pipelines.export import ExportOptions
     from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
-    outputs = check_outputs(out, range(config.seed, config.seed + config.num))
-    options = {key: config[key] for key in ("grid", "texture_px", "views")}
+    sizes = ("format", "grid", "faces", "texture_px", "texture_format")
+    written = ExportOptions(**{key: config[key] for key in sizes})
+    outputs = check_outputs(out, range(config.seed, config.seed + config.num), written)
+    options = {"views": config.views, "options": written}
     if config.prompt is not None:
         if config.checkpoint is None:
             raise UserError("prompt needs checkpoint=DIR: a pipeline folder that train.py exported")

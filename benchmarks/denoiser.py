@@ -49,6 +49,7 @@ class Bench:
         self.on_gpu = self.device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
         self.steps, self.compile = options.steps, not options.no_compile
+        self.sampling = not options.no_sampling
         self.end = time.monotonic() + 60.0 * options.minutes
         self.peak_tflops: float | None = None
         self.rows: list[Figures] = []
@@ -146,14 +147,18 @@ class Bench:
     def model(self, name: str) -> None:
         """Run all cases of one model."""
         full = self.size == "full"
-        plan = plan_model(name, self.size, self.dtype)
-        planned = plan.memory(0, 1).total / 2**30
+        plans = {
+            checkpointed: plan_model(name, self.size, self.dtype, checkpointed=checkpointed)
+            for checkpointed in (True, False)
+        }
         kept: list[Model] = []
         num_samplings = 28 if full else 4
 
-        def train() -> Figures:
+        def train(checkpointed: bool = True) -> Figures:
             figures = self.time(kept[0].train_step, warmup=2, steps=self.steps)
+            plan = plans[checkpointed]
             if self.on_gpu:  # elsewhere memory is that of the whole process
+                planned = plan.memory(0, 1).total / 2**30
                 ratio = figures["memory_gib"] / planned
                 figures |= {"plan_gib": planned, "memory_over_plan": ratio}
             return self.utilisation(figures, plan.step.total)
@@ -165,6 +170,10 @@ class Bench:
         def compile_and_train() -> Figures:
             kept[0].compile_blocks("inductor" if self.on_gpu else "aot_eager")
             return train()
+
+        def keep_and_train() -> Figures:
+            kept[0].denoiser.backbone.transformer.disable_gradient_checkpointing()
+            return train(checkpointed=False)
 
         def flash() -> Figures:
             step = kept[0].train_step
@@ -178,12 +187,15 @@ class Bench:
             return self.time(lambda: kept[0].sample(num_samplings, 3.5), warmup=0, steps=1)
 
         if self.attempt(f"{name}: training step, eager", 60 if full else 1, build_and_train):
-            self.attempt(f"{name}: flash attention alone is allowed", 15 if full else 1, flash)
-            sampling = f"{name}: {num_samplings} sampling steps with guidance"
-            self.attempt(sampling, 45 if full else 1, sample)
+            if self.sampling:
+                self.attempt(f"{name}: flash attention alone is allowed", 15 if full else 1, flash)
+                sampling = f"{name}: {num_samplings} sampling steps with guidance"
+                self.attempt(sampling, 45 if full else 1, sample)
             if self.compile:
                 compiled = f"{name}: training step, compiled blocks"
                 self.attempt(compiled, 70 if full else 1, compile_and_train)
+                kept_all = f"{name}: the same, activations kept"
+                self.attempt(kept_all, 25 if full else 1, keep_and_train)
 
 
 def _line(row: Figures) -> str:
@@ -210,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed training steps of each model")
     parser.add_argument("--models", nargs="*", default=list(BACKBONES), choices=list(BACKBONES))
     parser.add_argument("--no-compile", action="store_true", help="leave out compiled blocks")
+    parser.add_argument("--no-sampling", action="store_true", help="leave out sampling and kernels")
     parser.add_argument("--out", type=Path, default=Path("denoiser.json"), help="JSON to write")
     options = parser.parse_args(arguments)
     options.size = options.size or ("full" if options.device.startswith("cuda") else "small")

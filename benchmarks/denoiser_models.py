@@ -56,9 +56,11 @@ def build_denoiser(name: str, size: str, device: str, dtype: torch.dtype) -> Joi
         return JointDenoiser(backbone_class(transformer).adapt(adapters), NUM_VIEWS)
 
 
-def plan_model(name: str, size: str, dtype: torch.dtype) -> Plan:
+def plan_model(name: str, size: str, dtype: torch.dtype, *, checkpointed: bool) -> Plan:
     """Return what `plan=true` says of the same model and batch."""
     planned = build_denoiser(name, size, "meta", dtype)
+    if not checkpointed:
+        planned.backbone.transformer.disable_gradient_checkpointing()
     return plan_denoiser(planned, None, build_optimizer, BATCHES[size], bf16=False, averaged=False)
 
 
@@ -141,7 +143,7 @@ Step = Callable[[], Any]
 def attention_kernels(step: Step, device: str) -> list[str]:
     """Return the names of the attention kernels that run in a step."""
     activity = torch.profiler.ProfilerActivity
-    kinds = [activity.CUDA if device.startswith("cuda") else activity.CPU]
+    kinds = [activity.CPU, *([activity.CUDA] if device.startswith("cuda") else [])]
     with torch.profiler.profile(activities=kinds) as profile:
         step()
     words = ("flash", "fmha", "sdpa", "attention")

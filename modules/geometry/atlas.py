@@ -5,25 +5,16 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-_WORKER = """
-import io, sys
-import numpy as np, xatlas
-mesh = np.load(io.BytesIO(sys.stdin.buffer.read()))
-atlas = xatlas.Atlas()
-atlas.add_mesh(mesh["vertices"], mesh["faces"])
-pack = xatlas.PackOptions()
-pack.resolution, pack.padding = int(mesh["resolution_px"]), int(mesh["padding_px"])
-pack.bilinear = True
-atlas.generate(xatlas.ChartOptions(), pack)
-source, faces, uv = atlas[0]
-size = np.array([atlas.width, atlas.height])
-np.savez(sys.stdout.buffer, source=source, faces=faces, uv=uv, size=size)
-"""
+_WORKER = Path(__file__).with_name("atlas_worker.py")
+
+MIP_PX = 128
+"""Charts stay a texel apart down to the mip level of this side."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +36,8 @@ def unwrap(
     vertices: Float[ndarray, "n 3"],
     faces: Int[ndarray, "f 3"],
     resolution_px: int,
-    padding_px: int = 3,
-    timeout_s: float = 60.0,
+    padding_px: int | None = None,
+    timeout_s: float = 120.0,
 ) -> Atlas:
     """Return a UV atlas. Where xatlas fails or takes too long, warn and lay faces out on a grid.
 
@@ -54,7 +45,8 @@ def unwrap(
         vertices: positions.
         faces: vertex indices.
         resolution_px: side of the texture to come.
-        padding_px: texels between charts.
+        padding_px: texels between charts; less where charts are so many that it would take most of
+            the texture. By default a texel at the mip level of MIP_PX: more in larger textures.
         timeout_s: xatlas is killed after so long: on some meshes it does not end.
     """
     packed = io.BytesIO()
@@ -63,24 +55,26 @@ def unwrap(
         vertices=vertices.astype(np.float32),
         faces=faces.astype(np.uint32),
         resolution_px=resolution_px,
-        padding_px=padding_px,
+        padding_px=max(2, resolution_px // MIP_PX) if padding_px is None else padding_px,
     )
     try:
         result = subprocess.run(
-            [sys.executable, "-c", _WORKER],
+            [sys.executable, "-P", str(_WORKER)],
             input=packed.getvalue(),
             capture_output=True,
             timeout=timeout_s,
             check=True,
         )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        warnings.warn(f"xatlas gave no atlas ({error}): a grid atlas is used", stacklevel=2)
+        told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        reason = told[-1] if told else f"nothing after {timeout_s:g} s"
+        warnings.warn(f"xatlas gave no atlas ({reason}): a grid atlas is used", stacklevel=2)
         return grid_atlas(faces, resolution_px)
     atlas = np.load(io.BytesIO(result.stdout))
-    # xatlas scales u and v apart when its page is not square: keep texels square.
-    uv = atlas["uv"].astype(np.float64) * atlas["size"] / atlas["size"].max()
     return Atlas(
-        source=atlas["source"].astype(np.int64), faces=atlas["faces"].astype(np.int64), uv=uv
+        source=atlas["source"].astype(np.int64),
+        faces=atlas["faces"].astype(np.int64),
+        uv=atlas["uv"].astype(np.float64),
     )
 
 

@@ -1,6 +1,5 @@
 """Meshes in the world frame (Z up): those loaded, those rebuilt, and how both look at a point."""
 
-import os
 import pathlib
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +12,7 @@ from trimesh.visual.color import to_float
 from trimesh.visual.material import SimpleMaterial
 
 from data_pipeline.contract import SourceFrame, UserError, linear_to_srgb, srgb_to_linear
-from modules.geometry.mesh_file import to_glb, to_obj, to_ply
+from modules.geometry.mesh_file import to_glb, to_obj, to_ply, write_files
 
 WRITTEN_SUFFIXES = (".glb", ".obj", ".ply")
 """What `save_mesh` writes."""
@@ -194,8 +193,11 @@ def save_mesh(
     path: pathlib.Path,
     frame: SourceFrame | None = None,
     extras: dict | None = None,
+    *,
+    texture_format: str = "png",
+    credit: str | None = None,
 ) -> None:
-    """Write a mesh as .glb, .obj (with .mtl and .png beside it) or .ply (colours per vertex).
+    """Write a mesh as .glb, .obj (with .mtl and texture beside it) or .ply (colours per vertex).
 
     Args:
         mesh: the mesh, in world coordinates.
@@ -203,7 +205,9 @@ def save_mesh(
         frame: if given, the file is in the source frame rather than in world units. A GLB's
             vertices stay in world units and its node moves them there: float32 positions far from
             the origin would fall together.
-        extras: kept in a GLB as extras of the scene (JSON values only).
+        extras: kept in a GLB as extras of the scene, else as a comment (JSON values only).
+        texture_format: `png` or `jpeg`.
+        credit: who is to be named: a GLB keeps it as its copyright.
 
     Raises:
         UserError: the suffix is not known or the file cannot be written.
@@ -218,24 +222,20 @@ def save_mesh(
         vertices = frame.to_source(vertices)
     if suffix in Y_UP_SUFFIXES:
         vertices, normals = _z_up_to_y_up(vertices), _z_up_to_y_up(normals)
+    textured = vertices, normals, mesh.faces, mesh.uv, mesh.texture
+    made: dict[str, Any] = {"texture_format": texture_format, "extras": extras}
     if suffix == ".glb":
-        files = {path: to_glb(vertices, normals, mesh.faces, mesh.uv, mesh.texture, extras, node)}
+        files = {path: to_glb(*textured, **made, node=node, credit=credit)}
     elif suffix == ".obj":
-        files = to_obj(path, vertices, normals, mesh.faces, mesh.uv, mesh.texture)
+        files = to_obj(path, *textured, **made)
     elif suffix == ".ply":
         colours = sample_texture(mesh.texture, mesh.uv)
-        files = {path: to_ply(vertices, normals, mesh.faces, colours)}
+        files = {path: to_ply(vertices, normals, colours, mesh.faces, extras)}
     else:
         raise UserError(
             f"cannot write {path}: suffix {suffix!r} is none of {', '.join(WRITTEN_SUFFIXES)}"
         )
-    try:
-        for file, content in files.items():
-            partial = file.with_name(file.name + ".partial")
-            partial.write_bytes(content)
-            os.replace(partial, file)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_files(files)
 
 
 def load_mesh(path: pathlib.Path) -> ColoredMesh:

@@ -1,6 +1,7 @@
 """Bytes of mesh files. Everything here is already in the file's own frame."""
 
 import json
+import os
 import pathlib
 import struct
 from typing import Any
@@ -9,6 +10,13 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
+
+from data_pipeline.contract import UserError
+
+TEXTURE_FORMATS = {"png": ".png", "jpeg": ".jpg"}
+"""How textures are encoded, and the suffix of each where it is a file of its own."""
+
+JPEG_QUALITY = 92
 
 _FLOAT, _UNSIGNED_INT = 5126, 5125
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
@@ -21,8 +29,11 @@ def to_glb(
     faces: Int[ndarray, "f 3"],
     uv: Float[ndarray, "n 2"],
     texture: UInt8[ndarray, "th tw 3"],
-    extras: dict | None,
-    node: dict[str, list[float]],
+    *,
+    texture_format: str = "png",
+    extras: dict | None = None,
+    node: dict[str, list[float]] | None = None,
+    credit: str | None = None,
 ) -> bytes:
     """Return a binary glTF 2.0 with one mesh and one matte material; equal inputs, equal bytes.
 
@@ -32,8 +43,10 @@ def to_glb(
         faces: vertex indices, counter-clockwise.
         uv: texture coordinates, v up (glTF's point down: turned here).
         texture: sRGB base colour, row 0 on top.
+        texture_format: `png` or `jpeg`.
         extras: extras of the scene.
         node: how the mesh lies in the scene: glTF's `translation` and `scale`, or nothing.
+        credit: who is to be named, shown by viewers as the asset's copyright.
     """
     positions = vertices.astype(np.float32)
     flipped = np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1).astype(np.float32)
@@ -45,7 +58,7 @@ def to_glb(
         directions.astype(np.float32).tobytes(),
         flipped.tobytes(),
         faces.astype(np.uint32).tobytes(),
-        _png(texture),
+        encode_texture(texture, texture_format),
     ]
     views: list[dict[str, Any]] = []
     start = 0
@@ -63,10 +76,11 @@ def to_glb(
     if extras:
         scene["extras"] = extras
     document = {
-        "asset": {"version": "2.0", "generator": "Relief"},
+        "asset": {"version": "2.0", "generator": "Relief"}
+        | ({"copyright": credit} if credit else {}),
         "scene": 0,
         "scenes": [scene],
-        "nodes": [{"mesh": 0, "name": "relief"} | node],
+        "nodes": [{"mesh": 0, "name": "relief"} | (node or {})],
         "meshes": [
             {
                 "name": "relief",
@@ -90,7 +104,7 @@ def to_glb(
             }
         ],
         "textures": [{"source": 0, "sampler": 0}],
-        "images": [{"bufferView": 4, "mimeType": "image/png", "name": "base_colour"}],
+        "images": [{"bufferView": 4, "mimeType": f"image/{texture_format}", "name": "base_colour"}],
         "samplers": [
             {
                 "magFilter": _LINEAR,
@@ -124,10 +138,18 @@ def to_obj(
     faces: Int[ndarray, "f 3"],
     uv: Float[ndarray, "n 2"],
     texture: UInt8[ndarray, "th tw 3"],
+    *,
+    texture_format: str = "png",
+    extras: dict | None = None,
 ) -> dict[pathlib.Path, bytes]:
-    """Return the files of a Wavefront OBJ (Y up, v up): texture, material, and `path` last."""
-    image, material = path.with_suffix(".png"), path.with_suffix(".mtl")
-    lines = [f"mtllib {material.name}", "o relief"]
+    """Return the files of a Wavefront OBJ (Y up, v up): texture, material, and `path` last.
+
+    Extras become a comment, as JSON on one line.
+    """
+    image = path.with_suffix(TEXTURE_FORMATS[texture_format])
+    material = path.with_suffix(".mtl")
+    lines = [f"# {json.dumps(extras)}"] if extras else []
+    lines += [f"mtllib {material.name}", "o relief"]
     lines += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in vertices]
     lines += [f"vt {u:.7g} {v:.7g}" for u, v in uv]
     lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in normals]
@@ -135,7 +157,7 @@ def to_obj(
     lines += ["f " + " ".join(f"{i}/{i}/{i}" for i in face) for face in (faces + 1).tolist()]
     library = f"newmtl relief\nKd 1 1 1\nKs 0 0 0\nmap_Kd {image.name}\n"
     return {
-        image: _png(texture),
+        image: encode_texture(texture, texture_format),
         material: library.encode(),
         path: ("\n".join(lines) + "\n").encode(),
     }
@@ -144,29 +166,78 @@ def to_obj(
 def to_ply(
     vertices: Float[ndarray, "n 3"],
     normals: Float[ndarray, "n 3"],
-    faces: Int[ndarray, "f 3"],
     colours: Float[ndarray, "n 3"],
+    faces: Int[ndarray, "f 3"] | None = None,
+    extras: dict | None = None,
 ) -> bytes:
-    """Return a binary PLY (Z up) with normals and sRGB colours per vertex."""
+    """Return a binary PLY (Z up): normals and sRGB colours per vertex, with or without faces."""
+    code = np.rint(np.clip(colours, 0.0, 1.0) * 255.0).astype(np.uint8)
+    names = ("x", "y", "z", "nx", "ny", "nz")
+    values = np.concatenate([vertices, normals], axis=1).T.astype(np.float32)
+    columns: dict[str, ndarray] = dict(zip(names, values, strict=True))
+    columns |= dict(zip(("red", "green", "blue"), code.T, strict=True))
+    return ply_bytes(columns, faces, extras)
+
+
+def ply_bytes(
+    columns: dict[str, ndarray], faces: Int[ndarray, "f 3"] | None, extras: dict | None
+) -> bytes:
+    """Return a binary PLY of any properties.
+
+    Args:
+        columns: a float32 or uint8 array `(n,)` for each property of the vertices.
+        faces: vertex indices; None for a cloud.
+        extras: kept as a comment, as JSON on one line.
+    """
+    kinds = {"float32": ("<f4", "float"), "uint8": ("u1", "uchar")}
+    described = [(name, *kinds[values.dtype.name]) for name, values in columns.items()]
     rows = np.zeros(
-        len(vertices), dtype=[("position", "<f4", 3), ("normal", "<f4", 3), ("colour", "u1", 3)]
+        len(next(iter(columns.values()))), dtype=[(name, code) for name, code, _ in described]
     )
-    rows["position"], rows["normal"] = vertices, normals
-    rows["colour"] = np.rint(np.clip(colours, 0.0, 1.0) * 255.0)
-    cells = np.zeros(len(faces), dtype=[("count", "u1"), ("corner", "<i4", 3)])
-    cells["count"], cells["corner"] = 3, faces
-    names = [f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")]
-    names += [f"property uchar {name}" for name in ("red", "green", "blue")]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *names]
-    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
-    return ("\n".join(header) + "\n").encode() + rows.tobytes() + cells.tobytes()
+    for name, values in columns.items():
+        rows[name] = values
+    header = ["ply", "format binary_little_endian 1.0"]
+    header += [f"comment {json.dumps(extras)}"] if extras else []
+    header += [f"element vertex {len(rows)}"]
+    header += [f"property {kind} {name}" for name, _, kind in described]
+    content = rows.tobytes()
+    if faces is not None:
+        cells = np.zeros(len(faces), dtype=[("count", "u1"), ("corner", "<i4", 3)])
+        cells["count"], cells["corner"] = 3, faces
+        header += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
+        content += cells.tobytes()
+    return "\n".join([*header, "end_header\n"]).encode() + content
 
 
-def _png(texture: UInt8[ndarray, "th tw 3"]) -> bytes:
-    ok, png = cv2.imencode(".png", cv2.cvtColor(texture, cv2.COLOR_RGB2BGR))
+def encode_texture(texture: UInt8[ndarray, "th tw 3"], texture_format: str) -> bytes:
+    """Return an sRGB image as PNG, or as JPEG with its colours at full resolution."""
+    options = {
+        "png": [],
+        "jpeg": [
+            *(cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY),
+            *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+        ],
+    }[texture_format]
+    bgr = cv2.cvtColor(texture, cv2.COLOR_RGB2BGR)
+    ok, encoded = cv2.imencode(TEXTURE_FORMATS[texture_format], bgr, options)
     if not ok:
         raise ValueError(f"OpenCV could not encode a texture of shape {texture.shape}")
-    return png.tobytes()
+    return encoded.tobytes()
+
+
+def write_files(files: dict[pathlib.Path, bytes]) -> None:
+    """Write files, each of which appears complete or not at all.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    for path, content in files.items():
+        try:
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _padded(length: int) -> int:

@@ -6,7 +6,7 @@ mask, no gather, no weight per token. Every second matrix is zero at first, and 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -69,18 +69,36 @@ class Route:
     num_text: int
     in_rows: bool = False
 
-    def slices(
-        self, sequence: Float[Tensor, "rows s d"], stream: Stream
-    ) -> Iterator[Float[Tensor, "b n d"]]:
-        """Yield a view of the tokens of each modality. Tokens behind them are references."""
+    def map(
+        self, change: "Change", sequence: Float[Tensor, "rows s d"], stream: Stream
+    ) -> Float[Tensor, "rows s d2"]:
+        """Return what a function makes of every stretch of tokens of one modality, in their order.
+
+        Args:
+            change: takes the modality, None for text and references, and the tokens.
+            sequence: of all tokens.
+            stream: what tokens these are.
+        """
         start = self.num_text if stream == "joint" else 0
-        for modality in range(self.num_modalities):
-            if self.in_rows:
-                rows = sequence.unflatten(0, (-1, self.num_modalities))
-                yield rows[:, modality, start : start + self.num_tokens]
-            else:
-                first = start + modality * self.num_tokens
-                yield sequence[:, first : first + self.num_tokens]
+
+        def in_order(tokens: Tensor, modalities: Iterable[int]) -> Tensor:
+            stretches = [(None, start), *((each, self.num_tokens) for each in modalities)]
+            stretches.append((None, tokens.shape[1] - sum(length for _, length in stretches)))
+            parts, first = [], 0
+            for modality, length in stretches:
+                if length:
+                    parts.append(change(modality, tokens[:, first : first + length]))
+                first += length
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+        every = range(self.num_modalities)
+        if not self.in_rows or not every:
+            return in_order(sequence, every)
+        rows = sequence.unflatten(0, (-1, len(every)))
+        return torch.stack([in_order(rows[:, i], (i,)) for i in every], dim=1).flatten(0, 1)
+
+
+Change = Callable[[int | None, Tensor], Tensor]
 
 
 class Router:
@@ -128,26 +146,31 @@ class AdaptedLinear(nn.Linear):
     def forward(self, input: Float[Tensor, "rows s d"]) -> Float[Tensor, "rows s d2"]:
         """Return the layer's output and its experts' changes."""
         output = super().forward(input)
-        if self.has_shared:
-            self._add_expert(output, input, self.shared_down, self.shared_up)
-        if self.has_modalities:
-            assert self.router.route is not None
-            inputs = self.router.route.slices(input, self.stream)
-            outputs = self.router.route.slices(output, self.stream)
-            for i, (tokens, own) in enumerate(zip(inputs, outputs, strict=True)):
-                self._add_expert(own, tokens, self.modality_down[i], self.modality_up[i])
-        return output
+        if not self.has_modalities:
+            return output + self._change(None, input.to(output.dtype))
+        assert self.router.route is not None
+        # Added once for all tokens: adding to slices in place copies whole gradients backward.
+        return output + self.router.route.map(self._change, input.to(output.dtype), self.stream)
 
-    def _add_expert(
-        self,
-        output: Float[Tensor, "b n d2"],
-        tokens: Float[Tensor, "b n d"],
-        down: Float[Tensor, "r d"],
-        up: Float[Tensor, "d2 r"],
-    ) -> None:
-        """Add `scale up (down token)` in place. By `bmm`: `linear` would copy a slice of rows."""
-        down, up = (each.to(output.dtype).T.expand(len(tokens), -1, -1) for each in (down, up))
-        output.baddbmm_(torch.bmm(tokens.to(output.dtype), down), up, alpha=self.scale)
+    def _change(
+        self, modality: int | None, tokens: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n d2"]:
+        """Return what the experts of some tokens add: the shared one and their modality's as one.
+
+        By `bmm`: `linear` would copy a slice of rows.
+        """
+        downs: list[Tensor] = [self.shared_down] if self.has_shared else []
+        ups: list[Tensor] = [self.shared_up] if self.has_shared else []
+        if modality is not None:
+            downs.append(self.modality_down[modality])
+            ups.append(self.modality_up[modality])
+        if not downs:
+            return tokens.new_zeros(*tokens.shape[:2], self.out_features)
+        down, up = (
+            torch.cat(each, dim=along).to(tokens.dtype).T.expand(len(tokens), -1, -1)
+            for each, along in ((downs, 0), (ups, 1))
+        )
+        return torch.bmm(torch.bmm(tokens, down), self.scale * up)
 
 
 def install_adapters(

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data_pipeline.contract import Camera, UserError
+from data_pipeline.contract import MODALITIES, Camera, UserError
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import (
@@ -18,7 +19,7 @@ from modules.geometry.isosurface import (
     extract_isosurface,
     round_apart,
 )
-from modules.geometry.lift import HitRule, lift
+from modules.geometry.lift import HitRule, Observation, lift
 from modules.geometry.mesh import TexturedMesh, smooth_normals
 from modules.geometry.texture import BakeSettings, bake
 from modules.networks.pipeline_folder import stage_folder
@@ -29,13 +30,28 @@ from modules.networks.refiner_files import load_refiner
 MAX_GRID, MAX_TEXTURE_PX = 1024, 8192
 """More would take over 20 GB of memory."""
 
+MIN_FACES, MAX_FACES = 100, 1_000_000
 
-def check_mesh_size(grid: int, texture_px: int) -> None:
-    """Raise UserError unless both can be made."""
+LARGEST_VALUE = 4.0
+"""Images lie in [-1, 1]; noisy ones overshoot."""
+
+MAX_FACES_PER_SQUARE = 64
+"""Of a surface before it is simplified, over the square of the grid: a ball has 4, noise
+that fills the cube 30 to 60. Beyond, nothing was seen, and simplifying takes minutes."""
+
+LOOK = "look at them (views=FILE.png), then try another prompt, seed or checkpoint"
+
+NO_SURFACE = f"the images show no surface: nothing can be rebuilt from them; {LOOK}"
+
+
+def check_mesh_size(grid: int, texture_px: int, num_faces: int = MIN_FACES) -> None:
+    """Raise UserError unless all can be made."""
     if grid % 2 or not 8 <= grid <= MAX_GRID:
         raise UserError(f"grid={grid} must be even, at least 8 and at most {MAX_GRID}")
     if not 16 <= texture_px <= MAX_TEXTURE_PX:
         raise UserError(f"texture_px={texture_px} must be at least 16 and at most {MAX_TEXTURE_PX}")
+    if not MIN_FACES <= num_faces <= MAX_FACES:
+        raise UserError(f"faces={num_faces} must be at least {MIN_FACES} and at most {MAX_FACES}")
 
 
 class Reconstructor:
@@ -62,18 +78,65 @@ class Reconstructor:
         self.num_faces, self.smallest_component = num_faces, smallest_component
 
     @classmethod
-    def classical(cls) -> "Reconstructor":
-        """Return the method that needs no training."""
-        return cls()
+    def classical(cls, **settings: Any) -> "Reconstructor":
+        """Return the method that needs no training, with keyword arguments of the class."""
+        return cls(None, **settings)
 
     @classmethod
-    def from_pretrained(cls, pipeline_dir: Path) -> "Reconstructor":
+    def from_pretrained(cls, pipeline_dir: Path, **settings: Any) -> "Reconstructor":
         """Return the refiner-decoder that was exported into a pipeline folder.
+
+        Args:
+            pipeline_dir: the folder.
+            settings: keyword arguments of the class.
 
         Raises:
             UserError: the folder holds none, or a damaged one.
         """
-        return cls(load_refiner(stage_folder(Path(pipeline_dir), cls.stage)))
+        return cls(load_refiner(stage_folder(Path(pipeline_dir), cls.stage)), **settings)
+
+    def lift(
+        self,
+        images: Float[Tensor, "m v 3 h w"],
+        cameras: Sequence[Camera],
+        hit: Bool[Tensor, "v h w"] | None = None,
+    ) -> Observation:
+        """Return the points that the images show, at least one.
+
+        Args:
+            images: rgb, normal and coord in [-1, 1].
+            cameras: one per view.
+            hit: exact foreground; without it the hit rule finds it in the images.
+
+        Raises:
+            UserError: shapes disagree, a value is not finite or far out of range, or there is no
+                surface.
+        """
+        views = (len(cameras), *images.shape[-1:] * 2)
+        if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
+            raise UserError(
+                f"images of shape {tuple(images.shape)} do not fit {len(cameras)} cameras: give "
+                "rgb, normal and coord as (3, views, 3, side, side)"
+            )
+        if hit is not None and hit.shape != views:
+            raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
+        bad = ~images.isfinite()
+        if bad.any():
+            raise UserError(
+                f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
+                "that made them overflowed or is damaged; try float32, another seed or checkpoint"
+            )
+        largest = float(images.abs().max())
+        if largest > LARGEST_VALUE:
+            raise UserError(
+                f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
+                "model that made them overflowed or is damaged; try another seed or checkpoint"
+            )
+        mask = None if hit is None else hit.cpu().numpy()
+        observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
+        if not len(observation.position):
+            raise UserError(NO_SURFACE)
+        return observation
 
     def __call__(
         self,
@@ -94,13 +157,11 @@ class Reconstructor:
             texture_px: side of the texture.
 
         Raises:
-            UserError: the images show no surface, or a setting is out of range.
+            UserError: nothing can be lifted from the images, they show no surface, or a setting is
+                out of range.
         """
         check_mesh_size(grid, texture_px)
-        mask = None if hit is None else hit.cpu().numpy()
-        observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
-        if not len(observation.position):
-            raise UserError("the images show no surface: nothing can be rebuilt from them")
+        observation = self.lift(images, cameras, hit)
         settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
@@ -109,7 +170,12 @@ class Reconstructor:
         vertices, faces = extract_isosurface(field.distance, grid, observation.position)
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):
-            raise UserError("the images show no surface: nothing can be rebuilt from them")
+            raise UserError(NO_SURFACE)
+        if len(faces) > MAX_FACES_PER_SQUARE * grid**2:
+            raise UserError(
+                f"the images contradict each other everywhere: their surface is a foam of "
+                f"{len(faces)} faces; {LOOK}"
+            )
         vertices = classical.thinned(vertices, smooth_normals(vertices, faces))
         vertices, faces = decimate(vertices, faces, self.num_faces)
         vertices = round_apart(vertices, faces)

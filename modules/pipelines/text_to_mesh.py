@@ -15,14 +15,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.contract import SourceFrame, UserError, layout_cameras, view_layout
-from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
 from modules.pipelines.device import inference_device
+from modules.pipelines.export import ExportOptions, export, model_digest
 from modules.pipelines.generation import TextTo25D
-from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.pipelines.reconstruction import Reconstructor
 
 
-def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
+def check_outputs(out: str, seeds: Sequence[int], options: ExportOptions) -> dict[int, Path]:
     """Return the output path of every seed, after making sure that it can be written.
+
+    Args:
+        out: path, or pattern with {seed} in it.
+        seeds: one for each result.
+        options: what is written.
 
     Raises:
         UserError: the suffix is not known, several results share a path, or the folder cannot be
@@ -30,7 +35,8 @@ def check_outputs(out: str, seeds: Sequence[int]) -> dict[int, Path]:
     """
     if len(seeds) < 1:
         raise UserError("num must be at least 1: it is how many results are made")
-    return _writable_paths("out", out, seeds, WRITTEN_SUFFIXES)
+    asked = "" if options.format == "mesh" else f" for format={options.format}"
+    return _writable_paths("out", out, seeds, options.suffixes, asked)
 
 
 def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Path]:
@@ -45,12 +51,12 @@ def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Pat
 
 
 def _writable_paths(
-    key: str, pattern: str, seeds: Sequence[int], suffixes: Sequence[str]
+    key: str, pattern: str, seeds: Sequence[int], suffixes: Sequence[str], asked: str = ""
 ) -> dict[int, Path]:
     """Return the path of every seed, `{seed}` filled in, each of which can be written."""
     if Path(pattern).suffix.lower() not in suffixes:
         known = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
-        raise UserError(f"{key}={pattern}: the suffix must be {known}")
+        raise UserError(f"{key}={pattern}: the suffix must be {known}{asked}")
     if len(seeds) > 1 and "{seed}" not in pattern:
         raise UserError(f"{key}={pattern}: {len(seeds)} results need {{seed}} in the name")
     paths = {seed: Path(pattern.replace("{seed}", str(seed))) for seed in seeds}
@@ -82,11 +88,10 @@ def generate_from_prompt(
     steps: int,
     guidance: float,
     views: str | None,
-    grid: int,
-    texture_px: int,
+    options: ExportOptions,
     device: str,
 ) -> None:
-    """Generate one mesh per seed and write it.
+    """Generate one result per seed and write it.
 
     Args:
         prompt: what to make.
@@ -95,8 +100,7 @@ def generate_from_prompt(
         steps: sampling steps.
         guidance: scale of classifier-free guidance.
         views: where to draw the 2.5D images, as PNG; {seed} is filled in.
-        grid: cells along the unit cube's side for the surface.
-        texture_px: side of the texture.
+        options: what is written.
         device: of the networks: `auto`, `cpu` or `cuda`.
     """
     pictures = check_pictures(views, outputs)
@@ -104,7 +108,6 @@ def generate_from_prompt(
         raise UserError(f"steps={steps} must be at least 1")
     if not math.isfinite(guidance):
         raise UserError(f"guidance={guidance} must be a finite number; 1 is none")
-    check_mesh_size(grid, texture_px)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
     if unknown := generator.text_encoder.unknown_words(prompt):
         print(
@@ -112,7 +115,7 @@ def generate_from_prompt(
             f"does not know ({checkpoint}/denoiser/vocabulary.json lists what it knows)",
             file=sys.stderr,
         )
-    reconstruct = Reconstructor.from_pretrained(checkpoint)
+    reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
     cameras = view_layout("ortho6")
     with tqdm(total=steps, desc="sample", unit="step") as bar:
 
@@ -122,13 +125,14 @@ def generate_from_prompt(
 
         prompts = [prompt] * len(outputs)
         images = generator(prompts, list(outputs), steps, guidance, advance).cpu()
-    provenance = {"prompt": prompt, "steps": steps, "guidance": guidance}
+    about = {"prompt": prompt, "steps": steps, "guidance": guidance, "licence": None}
+    about["model_sha256"] = model_digest(checkpoint)
     for (seed, path), each in zip(outputs.items(), images, strict=True):
         if pictures:
             draw_images(each, pictures[seed])
-        mesh = reconstruct(each, cameras, grid=grid, texture_px=texture_px)
-        save_mesh(mesh, path, extras={"relief": provenance | {"seed": seed}})
-        print(path)
+        own = about | {"seed": seed}
+        report = export(each, cameras, None, path, reconstruct, options, own)
+        print(f"{path}\n  {report}")
 
 
 def rebuild_images(
@@ -138,8 +142,7 @@ def rebuild_images(
     checkpoint: Path | None,
     *,
     views: str | None,
-    grid: int,
-    texture_px: int,
+    options: ExportOptions,
 ) -> None:
     """Rebuild one rendered sample, in the source asset's frame.
 
@@ -149,26 +152,24 @@ def rebuild_images(
         outputs: one path.
         checkpoint: pipeline folder with a refiner-decoder; None for the classical method.
         views: where to draw the sample's 2.5D images, as PNG.
-        grid: cells along the unit cube's side for the surface.
-        texture_px: side of the texture.
+        options: what is written.
     """
     pictures = check_pictures(views, outputs)
-    check_mesh_size(grid, texture_px)
     if checkpoint is None:
-        reconstruct = Reconstructor.classical()
+        reconstruct = Reconstructor.classical(num_faces=options.faces)
     else:
-        reconstruct = Reconstructor.from_pretrained(checkpoint)
+        reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
     meta = json.loads(meta_json)
     cameras = layout_cameras(meta)
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
-    mesh = reconstruct(sample["images"], cameras, sample["hit"], grid=grid, texture_px=texture_px)
     [(seed, path)] = outputs.items()
     if pictures:
         draw_images(sample["images"], pictures[seed])
-    about = {key: meta[key] for key in ("uid", "licence", "author", "scale", "offset")}
-    about["cameras"] = [camera.to_json() for camera in cameras]
-    save_mesh(mesh, path, frame, extras={"relief": about})
-    print(path)
+    about = {key: meta[key] for key in ("uid", "licence", "author")}
+    about["model_sha256"] = None if checkpoint is None else model_digest(checkpoint)
+    images, hit = sample["images"], sample["hit"]
+    report = export(images, cameras, hit, path, reconstruct, options, about, frame)
+    print(f"{path}\n  {report}")
 
 
 def draw_images(images: Float[Tensor, "m v 3 h w"], path: Path) -> None:

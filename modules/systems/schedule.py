@@ -19,7 +19,10 @@ def optimizer_with_schedule(
         build_optimizer: makes the optimizer of them.
         build_scheduler: makes the scheduler of the optimizer; None for a constant rate.
     """
-    optimizer = build_optimizer(parameters)
+    optimizer: Any = build_optimizer(parameters)
+    # A fused optimizer offers to unscale gradients within its step, and Lightning then refuses to
+    # clip them in mixed precision, in bfloat16 too, where nothing is scaled. Decline the offer.
+    optimizer._step_supports_amp_scaling = False
     if build_scheduler is None:
         return optimizer
     scheduler = {"scheduler": build_scheduler(optimizer), "interval": "step"}

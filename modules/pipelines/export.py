@@ -1,0 +1,116 @@
+"""From the 2.5D images of one result to the file that was asked for."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from data_pipeline.contract import Camera, SourceFrame, UserError
+from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
+from modules.geometry.mesh_file import TEXTURE_FORMATS
+from modules.geometry.point_files import save_points, save_splats
+from modules.pipelines.mesh_report import MeshReport
+from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+
+FORMATS = {"mesh": WRITTEN_SUFFIXES, "points": (".ply",), "splats": (".ply",)}
+"""What can be written of 2.5D images, and the suffixes of the files."""
+
+IN_WORLD = SourceFrame(scale=1.0, offset=(0.0, 0.0, 0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What is written of each result.
+
+    Args:
+        format: `mesh`; or the lifted pixels themselves, as `points` or as 3D Gaussian `splats`.
+        grid: cells along the unit cube's side when the surface is extracted.
+        faces: the mesh is simplified to at most so many triangles.
+        texture_px: side of the texture.
+        texture_format: `png` or `jpeg`.
+    """
+
+    format: str = "mesh"
+    grid: int = 96
+    faces: int = 10_000
+    texture_px: int = 512
+    texture_format: str = "png"
+
+    def __post_init__(self) -> None:
+        for key, known in (("format", FORMATS), ("texture_format", TEXTURE_FORMATS)):
+            if getattr(self, key) not in known:
+                raise UserError(f"{key}={getattr(self, key)} is not known: give {', '.join(known)}")
+        check_mesh_size(self.grid, self.texture_px, self.faces)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the files that can be written."""
+        return FORMATS[self.format]
+
+
+def export(
+    images: Float[Tensor, "m v 3 h w"],
+    cameras: Sequence[Camera],
+    hit: Bool[Tensor, "v h w"] | None,
+    path: Path,
+    reconstruct: Reconstructor,
+    options: ExportOptions,
+    about: dict[str, Any],
+    frame: SourceFrame = IN_WORLD,
+) -> str:
+    """Write one result and return a line about it.
+
+    Args:
+        images: rgb, normal and coord in [-1, 1].
+        cameras: one per view.
+        hit: exact foreground, if known.
+        path: where to; its suffix fits the options' format.
+        reconstruct: makes the mesh.
+        options: what is written.
+        about: provenance (JSON values), kept in the file together with the cameras, the frame and
+            the mesh's report: a GLB has it in the `extras` of its scene, other files in a comment.
+        frame: the file is in its source frame.
+    """
+    about = about | {
+        "generator": f"Relief {importlib.metadata.version('relief')}",
+        "cameras": [camera.to_json() for camera in cameras],
+        "scale": frame.scale,
+        "offset": list(frame.offset),
+    }
+    if options.format != "mesh":
+        observation = reconstruct.lift(images, cameras, hit)
+        save = save_points if options.format == "points" else save_splats
+        save(observation, path, frame, {"relief": about})
+        return f"{len(observation.position)} {options.format}"
+    sizes = {"grid": options.grid, "texture_px": options.texture_px}
+    mesh = reconstruct(images, cameras, hit, **sizes)
+    report = MeshReport.of(mesh, frame)
+    save_mesh(
+        mesh,
+        path,
+        frame,
+        {"relief": about | {"mesh": asdict(report)}},
+        texture_format=options.texture_format,
+        credit=_credit(about),
+    )
+    return f"{report}, {path.stat().st_size / 1e6:.1f} MB"
+
+
+def model_digest(checkpoint: Path) -> str:
+    """Return a SHA-256 of all weights of a pipeline folder, by which a file tells who made it."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(checkpoint).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _credit(about: dict[str, Any]) -> str | None:
+    """Return author and licence of the asset that a result was made from, if they are known."""
+    return ", ".join(str(about[key]) for key in ("author", "licence") if about.get(key)) or None

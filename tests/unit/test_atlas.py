@@ -1,0 +1,122 @@
+"""Texture coordinates: complete, disjoint, padded, and always there in the end."""
+
+import warnings
+
+import numpy as np
+import pytest
+import trimesh
+from scipy import ndimage
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from modules.geometry import atlas_worker
+from modules.geometry.atlas import Atlas, grid_atlas, unwrap
+from modules.geometry.rasterize import RayScene
+
+
+def bumpy(subdivisions: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sphere with bumps, which takes a dozen charts or more."""
+    body = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.4)
+    bumps = np.prod(np.sin(25.0 * body.vertices), axis=1, keepdims=True)
+    return np.asarray(body.vertices * (1.0 + 0.4 * bumps)), np.asarray(body.faces, np.int64)
+
+
+def assert_disjoint(atlas: Atlas) -> None:
+    """Check by rays from both sides that no face lies on another."""
+    corners = atlas.uv[atlas.faces]
+    inner = 0.9 * corners + 0.1 * corners.mean(axis=1, keepdims=True)
+    flat = np.concatenate([atlas.uv, np.zeros((len(atlas.uv), 1))], axis=1)
+    for corner in range(3):
+        origins = np.concatenate([inner[:, corner], np.ones((len(inner), 1))], axis=1)
+        for height, down in ((1.0, -1.0), (-1.0, 1.0)):
+            origins[:, 2] = height
+            rays = np.tile([0.0, 0.0, down], (len(inner), 1))
+            face, _ = RayScene(flat, atlas.faces).first_hit(origins, rays)
+            np.testing.assert_array_equal(face, np.arange(len(inner)))
+
+
+def assert_complete(atlas: Atlas, faces: np.ndarray) -> None:
+    np.testing.assert_array_equal(atlas.source[atlas.faces], faces)
+    assert atlas.uv.min() >= 0
+    assert atlas.uv.max() <= 1
+
+
+def chart_image(atlas: Atlas, side: int) -> np.ndarray:
+    """Return which chart every texel shows, 0 for none."""
+    edges = np.concatenate([atlas.faces[:, [0, 1]], atlas.faces[:, [1, 2]]])
+    graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(len(atlas.uv),) * 2)
+    label = connected_components(graph, directed=False)[1][atlas.faces[:, 0]] + 1
+    flat = np.concatenate([atlas.uv, np.zeros((len(atlas.uv), 1))], axis=1)
+    centre = (np.arange(side) + 0.5) / side
+    u, v = np.meshgrid(centre, centre)
+    origins = np.stack([u.ravel(), v.ravel(), np.ones(u.size)], axis=1)
+    down = np.broadcast_to(np.array([0.0, 0.0, -1.0]), origins.shape)
+    face = RayScene(flat, atlas.faces).first_face(origins, down)
+    return np.where(face < 0, 0, np.append(label, 0)[face]).reshape(side, side)
+
+
+@pytest.mark.parametrize("make", [lambda v, f: unwrap(v, f, 256), lambda v, f: grid_atlas(f, 256)])
+def test_charts_do_not_overlap_and_keep_every_face(make):
+    vertices, faces = bumpy()
+    atlas = make(vertices, faces)
+    assert_complete(atlas, faces)
+    assert_disjoint(atlas)
+
+
+@pytest.mark.parametrize(("side", "padding_px"), [(256, 2), (512, 4), (1024, 8)])
+def test_charts_are_a_texel_apart_at_the_mip_level_of_128_px(side: int, padding_px: int):
+    vertices, faces = bumpy()
+    image = chart_image(unwrap(vertices, faces, side), side)
+    assert len(np.unique(image)) > 8
+    window = padding_px + 1
+    most = ndimage.maximum_filter(image, window)
+    least = ndimage.minimum_filter(np.where(image > 0, image, image.max() + 1), window)
+    assert not ((least < most) & (most > 0)).any()
+    assert (image > 0).mean() > 0.25
+
+
+def test_padding_gives_way_where_charts_are_many():
+    soup = trimesh.creation.icosphere(subdivisions=3, radius=0.4)
+    soup.unmerge_vertices()  # 1280 charts of a face each
+    faces = np.asarray(soup.faces, np.int64)
+    atlas = unwrap(np.asarray(soup.vertices), faces, 256, padding_px=16)
+    assert_complete(atlas, faces)
+    assert (chart_image(atlas, 256) > 0).mean() > 0.1
+
+
+def test_large_meshes_are_cut_into_parts_that_stay_in_order(monkeypatch):
+    monkeypatch.setattr(atlas_worker, "CHUNK_FACES", 200)
+    vertices, faces = bumpy()
+    charts = atlas_worker.cut_charts(vertices.astype(np.float32), faces.astype(np.uint32))
+    packed = atlas_worker.pack(*charts, 512, 4)
+    atlas = Atlas(
+        packed.source.astype(np.int64), packed.faces.astype(np.int64), packed.uv.astype(np.float64)
+    )
+    assert_complete(atlas, faces)
+    assert_disjoint(atlas)
+
+
+@pytest.mark.parametrize("fault", ["one point", "not a number", "a line", "slivers", "thrice"])
+def test_meshes_that_no_one_can_unwrap_get_an_atlas_all_the_same(fault: str):
+    vertices, faces = bumpy(1)
+    if fault == "one point":
+        vertices = np.zeros_like(vertices)
+    elif fault == "not a number":
+        vertices = np.where(np.arange(len(vertices))[:, None] % 7 == 0, np.nan, vertices)
+    elif fault == "a line":
+        vertices = vertices * [1.0, 0.0, 0.0]
+    elif fault == "slivers":
+        vertices = vertices * [1.0, 1.0, 1e-12]
+    else:
+        faces = np.concatenate([faces] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        atlas = unwrap(vertices, faces, 64, timeout_s=20.0)
+    assert_complete(atlas, faces)
+
+
+def test_when_xatlas_takes_too_long_a_grid_stands_in():
+    vertices, faces = bumpy()
+    with pytest.warns(UserWarning, match="xatlas gave no atlas"):
+        atlas = unwrap(vertices, faces, 128, timeout_s=0.001)
+    assert_complete(atlas, faces)
