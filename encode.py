@@ -68,6 +68,7 @@ def encode_latents(config: DictConfig) -> None:
     if config.statistics not in STATISTICS:
         raise UserError(f"statistics={config.statistics}: choose one of {', '.join(STATISTICS)}")
     inputs = {"packing": packing, "autoencoder": name, "source_manifest_sha256": shard_set.sha256}
+    inputs["coverage"] = True  # caches of before it was stored are made anew
     if config.statistics != "set":
         inputs["statistics"] = config.statistics
     if (out / MANIFEST_NAME).is_file() and read_cache(out).get("inputs") == inputs:
@@ -80,11 +81,15 @@ def encode_latents(config: DictConfig) -> None:
         if done.has(start):
             continue
         members = [shard_set.read(i) for i in range(start, min(start + size, len(shard_set)))]
-        images = torch.stack([decode_sample(each)["images"] for each in members]).to(device)
+        samples = [decode_sample(each) for each in members]
+        images = torch.stack([sample["images"] for sample in samples]).to(device)
+        hit = torch.stack([sample["hit"] for sample in samples]).float()
         metas = [json.loads(each["meta.json"]) for each in members]
         uids, captions = ([meta[key] for meta in metas] for key in ("uid", "captions"))
         latents = encode_packed(autoencoder, images, packing)
-        done.write(start, RawPart(uids, captions, latents))
+        cells = latents.shape[-2], latents.shape[-1]
+        coverage = torch.nn.functional.adaptive_avg_pool2d(hit, cells)
+        done.write(start, RawPart(uids, captions, latents, coverage))
     if config.statistics == "autoencoder":
         spec = own_spec(done, autoencoder)
     else:

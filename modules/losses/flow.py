@@ -130,5 +130,20 @@ def mean_square(values: Float[Tensor, "b m *rest"]) -> Float[Tensor, "b m"]:
     return values.square().flatten(2).mean(dim=2)
 
 
+def weighted_mean_square(
+    values: Float[Tensor, "b m v c h w"], coverage: Float[Tensor, "b v h w"], foreground: float
+) -> Float[Tensor, "b m"]:
+    """Return the mean square per sample and modality, cells weighted by what they show.
+
+    Args:
+        values: to square.
+        coverage: share of a cell that shows the asset, in [0, 1].
+        foreground: weight of a cell that shows nothing else; one of background has weight 1.
+    """
+    weights = 1.0 + (foreground - 1.0) * coverage
+    per_cell = values.square().mean(dim=3)
+    return (per_cell * weights[:, None]).sum((2, 3, 4)) / weights.sum((1, 2, 3))[:, None]
+
+
 def _expand(timesteps: Float[Tensor, "b m"], like: Float[Tensor, "b m *rest"]) -> Tensor:
     return timesteps.reshape(*timesteps.shape, *[1] * (like.ndim - 2))

@@ -1,7 +1,7 @@
 """Recipe of the joint latent diffusion: text to 2.5D latents, texture and geometry in one model."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from modules.losses.flow import (
     mean_square,
     to_velocity,
     velocity_target,
+    weighted_mean_square,
 )
 from modules.networks.conditioner import Conditions
 from modules.networks.denoiser import JointDenoiser
@@ -52,6 +53,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         prediction: what the denoiser's output stands for: `clean` or `velocity`.
         min_t: bound of the division by t in the loss of a clean prediction.
         modality_weights: of the losses of rgb, normal and coord.
+        foreground_weight: of cells that show the asset, those of the background having weight 1.
         text_dropout: share of captions that training replaces by the null caption.
         image_share: share of samples that see one of their own views as a reference image, whatever
             becomes of their caption; the others see the null reference. 0 trains without
@@ -59,6 +61,8 @@ class LatentDiffusionSystem(lightning.LightningModule):
         image_views: views that may be the reference; None is any.
         sampling_shift: shift of the sampler's timesteps that is exported; above 1 takes finer steps
             where noise is strong. None is the backbone's own.
+        compile_blocks: keyword arguments of `torch.compile` for the backbone's blocks, each alone;
+            None runs them as they are.
         seed: of what training draws.
     """
 
@@ -77,10 +81,12 @@ class LatentDiffusionSystem(lightning.LightningModule):
         prediction: Prediction = "clean",
         min_t: float = 0.15,
         modality_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        foreground_weight: float = 1.0,
         text_dropout: float = 0.1,
         image_share: float = 0.0,
         image_views: Sequence[int] | None = None,
         sampling_shift: float | None = 1.0,
+        compile_blocks: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -90,9 +96,9 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.prediction: Prediction = prediction
         self.mix, self.min_t = mix, min_t
         self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
-        self.image_share = image_share
+        self.image_share, self.foreground_weight = image_share, foreground_weight
         self.image_views = None if image_views is None else tuple(image_views)
-        self.seed = seed
+        self.compile_blocks, self.seed = compile_blocks, seed
         self.strict_loading = False  # of what is trained; `on_load_checkpoint` checks that all is
         self.register_buffer("weights", torch.tensor(modality_weights), persistent=False)
         self.denoiser: Any = None
@@ -103,6 +109,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.denoiser is None:
             self.denoiser, self.text_encoder = self.build_denoiser(), self.build_text_encoder()
+            if self.compile_blocks is not None:
+                for kind in ("transformer_blocks", "single_transformer_blocks"):
+                    for block in getattr(self.denoiser.backbone.transformer, kind, ()):
+                        block.compile(**self.compile_blocks)
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -180,7 +190,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         noise = torch.randn(latents.shape, **drawn)
         references = self._draw_references(latents, generator)
         conditions = self.conditions(captions, references)
-        errors, baseline = self._errors(latents, conditions, timesteps, noise)
+        errors, baseline = self._errors(batch, conditions, timesteps, noise)
         losses = mean_over_noisy(errors, timesteps)
         total = (losses * self.weights).sum() / self.weights.sum()
         ratio = losses.sum() / mean_over_noisy(baseline, timesteps).sum()
@@ -234,8 +244,8 @@ class LatentDiffusionSystem(lightning.LightningModule):
         for level in levels:
             timesteps = level.expand(size, len(MODALITIES))
             noise = torch.randn(latents.shape, device=latents.device, generator=generator)
-            errors, baseline = self._errors(latents, true, timesteps, noise)
-            misled, _ = self._errors(latents, wrong, timesteps, noise)
+            errors, baseline = self._errors(batch, true, timesteps, noise)
+            misled, _ = self._errors(batch, wrong, timesteps, noise)
             sums = sums + torch.stack([errors.mean(0), misled.mean(0), baseline.mean(0)])
         per_modality = sums[0] / len(levels)
         right, misled, zero = sums.mean(dim=1) / len(levels)
@@ -263,17 +273,29 @@ class LatentDiffusionSystem(lightning.LightningModule):
 
     def _errors(
         self,
-        latents: Float[Tensor, "b m v c h w"],
+        batch: dict[str, Any],
         conditions: Conditions,
         timesteps: Float[Tensor, "b m"],
         noise: Float[Tensor, "b m v c h w"],
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """Return the velocity loss per sample and modality, and that of predicting zero."""
+        latents = batch["latents"]
         noisy = add_noise(latents, noise, timesteps)
         output = self.predict(noisy, timesteps, conditions)
         velocity = to_velocity(output, noisy, timesteps, self.prediction, self.min_t)
         target = velocity_target(latents, noisy, noise, timesteps, self.prediction, self.min_t)
-        return mean_square(velocity - target), mean_square(target)
+        if self.foreground_weight == 1.0:
+            return mean_square(velocity - target), mean_square(target)
+        if "coverage" not in batch:
+            raise UserError(
+                f"{self.latents} says nothing of what is foreground: make it again with encode.py, "
+                "or set system.foreground_weight=1"
+            )
+        weighting = batch["coverage"], self.foreground_weight
+        return (
+            weighted_mean_square(velocity - target, *weighting),
+            weighted_mean_square(target, *weighting),
+        )
 
     def export(self, directory: Path) -> None:
         """Write denoiser, text encoder and latent spec."""

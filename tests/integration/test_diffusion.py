@@ -109,6 +109,11 @@ def test_cache_holds_every_sample_and_says_what_it_is(runs, shards):
     assert latents.shape == (NUM_SAMPLES, 3, 6, 512, 1, 1)
     assert latents.mean(dim=(0, 2, 4, 5)).abs().max() < 1e-2
     assert latents.square().mean().item() == pytest.approx(1.0, abs=0.01)
+    # One cell a view: the share of a ball's disc in the image of 1.1 world units.
+    coverage = torch.stack([sample["coverage"] for sample in samples])
+    radii = torch.tensor([0.3 + 0.03 * i for i in range(NUM_SAMPLES)])
+    discs = (torch.pi * (radii / 1.1) ** 2)[:, None, None, None].expand(-1, 6, 1, 1)
+    torch.testing.assert_close(coverage, discs, rtol=0.05, atol=0.01)
 
 
 def test_cached_latents_decode_to_the_rendered_images(runs, shards):

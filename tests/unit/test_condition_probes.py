@@ -55,7 +55,7 @@ def make_denoiser(dead: str | None) -> JointDenoiser:
 def make_system(dead: str | None = None, **options) -> LatentDiffusionSystem:
     options = {"image_share": 0.9, "mix": TimestepMix()} | options
     system = LatentDiffusionSystem(
-        lambda: make_denoiser(dead),
+        options.pop("denoiser", lambda: make_denoiser(dead)),
         lambda: TextEncoder(max_words=16, length=4, width=8, num_heads=2),
         torch.optim.AdamW,
         "unused",

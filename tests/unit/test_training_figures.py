@@ -1,5 +1,10 @@
 """Losses by noise level, gradients by expert, and checkpoints of what is trained."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
@@ -122,3 +127,47 @@ def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
         make_trainer(tmp_path, 2).fit(
             other, make_loader(), ckpt_path=str(tmp_path / "adapted.ckpt"), weights_only=True
         )
+
+
+def test_foreground_weighting_is_asked_for_and_needs_a_cache_that_tells(tmp_path):
+    system = make_adapted_system(foreground_weight=4.0)
+    with pytest.raises(UserError, match="says nothing of what is foreground"):
+        make_trainer(tmp_path, 1).fit(system, make_loader())
+    covered = make_batch() | {"coverage": torch.rand(2, VIEWS, 2, 2)}
+    losses = {}
+    for weight in (1.0, 4.0):
+        system = make_adapted_system(foreground_weight=weight)
+        trainer = make_trainer(tmp_path, 1)
+        trainer.fit(system, torch.utils.data.DataLoader([covered], batch_size=None))
+        losses[weight] = trainer.callback_metrics["train/loss/total"].item()
+    assert losses[1.0] != losses[4.0]
+
+
+COMPILED = """
+import sys
+import torch
+from test_training_figures import Fitted, make_adapted, make_loader, make_system, make_trainer
+
+losses, names, graphs = [], [], []
+counting = {"backend": lambda module, inputs: graphs.append(0) or module.forward}
+for options in (None, counting):
+    system = make_system(image_share=0.0, denoiser=make_adapted, compile_blocks=options)
+    system.__class__ = Fitted
+    trainer = make_trainer(sys.argv[1], 2)
+    trainer.fit(system, make_loader())
+    losses.append(trainer.callback_metrics["train/loss/total"])
+    names.append(list(system.state_dict()))
+assert graphs
+torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+assert names[0] == names[1]
+"""
+
+
+def test_compiled_blocks_give_the_same_loss_and_names(tmp_path):
+    """In a process without the shape checks of these tests, which cannot be traced."""
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), str(here.parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", COMPILED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
