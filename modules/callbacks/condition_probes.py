@@ -103,7 +103,7 @@ def condition_movements(
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
     timesteps = latents.new_full(latents.shape[:2], level)
     noisy = add_noise(latents, noise, timesteps)
-    references = _references(system, latents)
+    references = system.references.first(latents)
     conditions = system.conditions(captions, references)
     before = system.predict(noisy, timesteps, conditions)
     found: dict[str, Tensor] = {}
@@ -135,15 +135,6 @@ def condition_movements(
         both = [system.predict(each, timesteps, conditions)[:, RGB] for each in (noisy, other)]
         found["geometry"] = _movement(*both)
     return found
-
-
-def _references(
-    system: Any, latents: Float[Tensor, "b m v c h w"]
-) -> Float[Tensor, "b 1 c h w"] | None:
-    if system.image_share == 0.0:
-        return None
-    views = torch.full((len(latents),), (system.image_views or (0,))[0], device=latents.device)
-    return system.own_references(latents, views)
 
 
 def _movement(before: Float[Tensor, "*rest"], after: Float[Tensor, "*rest"]) -> Float[Tensor, ""]:

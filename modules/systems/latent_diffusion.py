@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,7 +15,6 @@ from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.cache import read_cache
 from modules.latents.spec import LatentSpec
 from modules.losses.flow import (
-    RGB,
     Prediction,
     TimestepMix,
     add_noise,
@@ -31,6 +30,7 @@ from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.systems.own_references import OwnReferences
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
 
@@ -96,8 +96,8 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.prediction: Prediction = prediction
         self.mix, self.min_t = mix, min_t
         self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
-        self.image_share, self.foreground_weight = image_share, foreground_weight
-        self.image_views = None if image_views is None else tuple(image_views)
+        self.references = OwnReferences(image_share, image_views)
+        self.foreground_weight = foreground_weight
         self.compile_blocks, self.seed = compile_blocks, seed
         self.strict_loading = False  # of what is trained; `on_load_checkpoint` checks that all is
         self.register_buffer("weights", torch.tensor(modality_weights), persistent=False)
@@ -188,8 +188,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         captions = [c if k else "" for c, k in zip(batch["caption"], keep.tolist(), strict=True)]
         timesteps = self._mix(latents).sample(len(latents), **drawn)
         noise = torch.randn(latents.shape, **drawn)
-        references = self._draw_references(latents, generator)
-        conditions = self.conditions(captions, references)
+        conditions = self.conditions(captions, self.references.draw(latents, generator))
         errors, baseline = self._errors(batch, conditions, timesteps, noise)
         losses = mean_over_noisy(errors, timesteps)
         total = (losses * self.weights).sum() / self.weights.sum()
@@ -207,23 +206,6 @@ class LatentDiffusionSystem(lightning.LightningModule):
         text, pooled = self.text_encoder.embed(captions)
         return Conditions(text=text, pooled=pooled, references=references)
 
-    def own_references(
-        self, latents: Float[Tensor, "b m v c h w"], views: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b 1 c h w"]:
-        """Return one view of each sample, its rgb, as reference latents."""
-        return latents[torch.arange(len(latents), device=latents.device), RGB, views][:, None]
-
-    def _draw_references(
-        self, latents: Float[Tensor, "b m v c h w"], generator: torch.Generator
-    ) -> Float[Tensor, "b 1 c h w"] | None:
-        if self.image_share == 0.0:
-            return None
-        drawn = {"device": latents.device, "generator": generator}
-        seen = torch.rand(len(latents), **drawn) < self.image_share
-        views = torch.tensor(self.image_views or range(latents.shape[2]), device=latents.device)
-        views = views[torch.randint(len(views), (len(latents),), **drawn)]
-        return self.own_references(latents, views) * seen[:, None, None, None, None]
-
     def _mix(self, latents: Float[Tensor, "b m v c h w"]) -> TimestepMix:
         return self.mix.at(latents.shape[2] * latents.shape[4] * latents.shape[5])
 
@@ -237,7 +219,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         size = len(latents)
         levels = self._mix(latents).levels(5).to(latents.device)
-        captions, null = batch["caption"], self.null_references(latents)
+        captions, null = batch["caption"], self.references.null(latents)
         shuffled = captions[1:] + captions[:1]
         true, wrong = (self.conditions(each, null) for each in (captions, shuffled))
         sums = latents.new_zeros(3, len(MODALITIES))  # true, shuffled captions; predict zero
@@ -254,12 +236,6 @@ class LatentDiffusionSystem(lightning.LightningModule):
         if size > 1:  # else there is no other caption
             figures["val/loss/true_minus_shuffled"] = right - misled
         self.log_dict(figures, batch_size=size, sync_dist=True)
-
-    def null_references(
-        self, latents: Float[Tensor, "b m v c h w"]
-    ) -> Float[Tensor, "b 1 c h w"] | None:
-        """Return references that show nothing, where the denoiser is trained with references."""
-        return None if self.image_share == 0.0 else torch.zeros_like(latents[:, RGB, :1])
 
     def predict(
         self,
@@ -303,7 +279,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         sampling = {
             "prediction": self.prediction,
             "shift": self.sampling_shift,
-            "num_references": int(self.image_share > 0.0),
+            "num_references": int(self.references.share > 0.0),
         }
         save_denoiser(directory, self.denoiser, self.text_encoder, sampling)
         self.spec.save(directory)

@@ -12,6 +12,7 @@ from modules.losses.flow import RGB, TimestepMix
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.systems.latent_diffusion import LatentDiffusionSystem
+from modules.systems.own_references import OwnReferences
 
 VIEWS, CHANNELS = 2, 8
 CONDITIONS = ("text", "image", "view", "view_embedding", "modality_embedding", "geometry")
@@ -143,14 +144,26 @@ def test_training_logs_the_probes_and_a_dead_condition_ends_it(dead, tmp_path):
 
 
 def test_references_are_own_rgb_views_in_their_share_and_zero_otherwise():
-    system = make_system(image_share=0.7, image_views=[1])
     latents = torch.randn(2000, 3, VIEWS, CHANNELS, 1, 1)
-    references = system._draw_references(latents, torch.Generator().manual_seed(0))
+    references = OwnReferences(0.7, [1]).draw(latents, torch.Generator().manual_seed(0))
     seen = references.flatten(1).abs().sum(dim=1) > 0
     assert seen.float().mean().item() == pytest.approx(0.7, abs=0.04)
     assert torch.equal(references[seen, 0], latents[seen][:, RGB, 1])
-    system.image_views = None
-    references = system._draw_references(latents, torch.Generator().manual_seed(0))[:, 0]
+    references = OwnReferences(0.7).draw(latents, torch.Generator().manual_seed(0))[:, 0]
     for view in range(VIEWS):
         same = (references == latents[:, RGB, view]).flatten(1).all(dim=1)
         assert same.float().mean().item() == pytest.approx(0.35, abs=0.04)
+
+
+def test_without_references_there_is_no_slot_and_wrong_ones_are_refused():
+    latents = make_batch()["latents"]
+    nothing = OwnReferences(0.0)
+    assert nothing.draw(latents, torch.Generator()) is None
+    assert nothing.null(latents) is None
+    assert OwnReferences(0.5).null(latents).abs().max() == 0.0
+    with pytest.raises(UserError, match="must lie in"):
+        OwnReferences(1.5)
+    with pytest.raises(UserError, match="must name a view"):
+        OwnReferences(0.5, [])
+    with pytest.raises(UserError, match="samples have views 0 to 1"):
+        OwnReferences(0.5, [2]).draw(latents, torch.Generator())

@@ -60,10 +60,13 @@ def test_starting_noise_is_a_function_of_the_items_seed_alone():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_an_item_does_not_depend_on_its_batch(guidance):
-    pipeline = make_pipeline()
-    together = pipeline(["a red chair", "a blue mug", ""], [5, 6, 7], steps=4, guidance=guidance)
-    alone = pipeline(["a blue mug"], [6], steps=4, guidance=guidance)
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmsolver++"])
+def test_an_item_does_not_depend_on_its_batch(guidance, solver):
+    pipeline = make_pipeline(num_references=1)
+    options = {"steps": 4, "guidance": guidance, "solver": solver}
+    prompts, references = ["a red chair", "a blue mug", ""], [[make_reference()], [], []]
+    together = pipeline(prompts, [5, 6, 7], references=references, **options)
+    alone = pipeline(["a blue mug"], [6], **options)
     torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-5)
 
 
