@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from data_pipeline.command_line import named, run
+from data_pipeline.command_line import USAGE_ERROR, named, run
 
 
 def main(config: DictConfig) -> None:
@@ -50,5 +50,9 @@ def compare(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["compare"]:
-        run("compare", compare, named(sys.argv[2:], "first", "second"))
+        arguments = named(sys.argv[2:], "first", "second")
+        if more := [each for each in arguments if "=" not in each and not each.startswith("-")]:
+            print(f"error: compare takes two reports, {more[0]} is a third", file=sys.stderr)
+            sys.exit(USAGE_ERROR)
+        run("compare", compare, arguments)
     run("eval", main)

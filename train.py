@@ -15,28 +15,6 @@ from data_pipeline.command_line import CONFIG_DIR, USAGE_ERROR, build, run
 from data_pipeline.contract import UserError
 
 
-def plan(config: DictConfig) -> None:
-    """Print what a training step of a denoiser needs; only the configuration is read."""
-    from modules.reporting.plan import print_plan
-
-    if "denoiser" not in config:
-        raise UserError("plan=true plans latent_diffusion experiments: the other stages are small")
-    without_encoder = OmegaConf.is_missing(config, "conditioner")
-    trainer, devices = config.trainer, config.trainer.get("devices", 1)
-    print_plan(
-        instantiate(config.denoiser, _convert_="object"),
-        None if without_encoder else instantiate(config.conditioner, _convert_="object"),
-        instantiate(config.system.optimizer, _convert_="object"),
-        batch_size=config.data.batch_size,
-        grid=config.plan_grid,
-        latents=None if OmegaConf.is_missing(config, "latents") else Path(config.latents),
-        text_tokens=config.plan_text_tokens,
-        precision=str(trainer.get("precision", "32-true")),
-        num_gpus=(devices if isinstance(devices, int) else 8) * trainer.get("num_nodes", 1),
-        averaged="ema" in config.callbacks,
-    )
-
-
 def main(config: DictConfig) -> int | None:
     """Compose, instantiate, run."""
     if "system" not in config:
@@ -47,7 +25,9 @@ def main(config: DictConfig) -> int | None:
     if config.trainer.max_steps < 1:
         raise UserError(f"trainer.max_steps={config.trainer.max_steps} must be at least 1")
     if config.plan:
-        return plan(config)
+        from modules.reporting.plan import plan_from_config
+
+        return plan_from_config(config)
     # torch and lightning take seconds to import; a mistyped key is told before that.
     import lightning
 

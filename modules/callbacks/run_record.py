@@ -24,6 +24,11 @@ def git_commit() -> str:
     return _git("rev-parse", "HEAD").strip()
 
 
+def git_is_dirty() -> bool:
+    """Return whether files of that checkout were changed after its commit."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
 def _git(*arguments: str) -> str:
     """Return git's answer about the checkout that this code runs from; empty outside of one."""
     try:

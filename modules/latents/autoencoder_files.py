@@ -7,7 +7,12 @@ from typing import Any
 
 from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -98,10 +103,17 @@ def _download(source: str) -> Path:
     try:
         try:
             config = get(CONFIG)
+        except LocalEntryNotFoundError:  # an EntryNotFoundError, too: the hub cannot be reached
+            raise
         except EntryNotFoundError:
             return get(TAEF2_WEIGHTS)
         get(WEIGHTS)
         return config.parent
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"autoencoder={source} is neither a folder or file here nor in the hub's cache, and "
+            "the hub cannot be reached: give a path, or go online once"
+        ) from error
     except EntryNotFoundError as error:
         raise UserError(
             f"{owner}/{name} on the hub holds no autoencoder at its top: name the folder that "

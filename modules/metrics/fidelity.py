@@ -8,7 +8,7 @@ from numpy import ndarray
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from data_pipeline.contract import MODALITIES, Camera
-from modules.geometry.lift import lift
+from modules.geometry.lift import HitRule, lift
 from modules.metrics.appearance import psnr
 from modules.metrics.coherence import (
     WORST_COHERENCE,
@@ -102,6 +102,16 @@ def view_images(
         coord=coord / 2.0,
         hit=hit,
     )
+
+
+def made_images(images: Float[ndarray, "m v 3 h w"], cameras: Sequence[Camera]) -> ViewImages:
+    """Return images that a network made, in the units of figures.
+
+    Their foreground is where normals are long, by the hit rule's measure: its other conditions
+    would leave out what `coherence` is to find.
+    """
+    length = np.linalg.norm(images[MODALITIES.index("normal")], axis=1)
+    return view_images(images, length > HitRule().normal_length, cameras)
 
 
 def silhouette_regions(hit: Bool[ndarray, "v h w"]) -> dict[str, Bool[ndarray, "v h w"]]:

@@ -53,8 +53,8 @@ FAILURE_FIGURES: dict[str, float] = {
     "uv_overlap": 1.0,
     **FIDELITY_FAILURES,
 }
-"""What a failed pair counts as in the summary: scores of nought, angles of 90 degrees, distances of
-the cube's side, one spurious component (or the largest of any pair, if that is larger)."""
+"""What a failed pair counts as, unless another is worse: see `failure_figure`. Scores of nought,
+angles of 90 degrees, distances of the cube's side, one spurious component."""
 
 COUNTS = (
     "faces",
@@ -71,9 +71,42 @@ FIGURE_KEYS = (*FAILURE_FIGURES, *COUNTS)
 """Every figure that a pair can have."""
 
 
+MAX_RESOLUTION_PX, MAX_SAMPLES = 4096, 10_000_000
+"""More would take tens of GB of memory."""
+
+
+def failure_figure(key: str, found: Iterable[float]) -> float:
+    """Return what a failed pair counts as beside other pairs: never better than the worst of them.
+
+    Args:
+        key: of the figure.
+        found: its values of the pairs that were scored, all finite.
+
+    Returns:
+        The value of `FAILURE_FIGURES`, or the worst of `found` if that is worse. NaN for a figure
+        that a failed pair does not have.
+    """
+    if key not in FAILURE_FIGURES:
+        return math.nan
+    worst = FAILURE_FIGURES[key]
+    return max([worst, *found]) if worst > 0.0 else min([worst, *found])  # nought is of scores
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless every generator of random numbers takes it."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be at least 0 and below 2^32")
+
+
+def check_resolution(resolution_px: int) -> None:
+    """Raise UserError if views of this side would fill the memory."""
+    if resolution_px > MAX_RESOLUTION_PX:
+        raise UserError(f"resolution_px={resolution_px} is too large: give {MAX_RESOLUTION_PX}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """How figures are taken.
+    """How figures are taken; all of it is told in the report.
 
     Args:
         num_samples: samples by area on each surface.
@@ -81,6 +114,9 @@ class ScoringOptions:
         resolution_px: side of those views.
         seed: of the samples.
         lpips_weights: see `load_lpips`; None leaves its figures out.
+        frame: in which distances are taken.
+        distances: how.
+        cameras, light, background, mask: of the image figures.
     """
 
     num_samples: int = NUM_SAMPLES
@@ -88,11 +124,21 @@ class ScoringOptions:
     resolution_px: int = 192
     seed: int = 0
     lpips_weights: str | None = None
+    frame: str = "the truth fills the unit cube; the prediction moves with it, no other alignment"
+    distances: str = "of samples by area to the other surface, exact"
+    cameras: str = "unseen_cameras: orthographic, around the unit cube"
+    light: str = "base colour, unlit"
+    background: str = "white and black, mean of both"
+    mask: str = "union of both silhouettes, grown by one pixel"
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1000:
-            raise UserError(f"num_samples={self.num_samples} is too few: give at least 1000")
+        if not 1000 <= self.num_samples <= MAX_SAMPLES:
+            raise UserError(
+                f"num_samples={self.num_samples} must be at least 1000 and at most {MAX_SAMPLES}"
+            )
+        check_seed(self.seed)
         check_views(self.num_views, self.resolution_px)
+        check_resolution(self.resolution_px)
         if self.lpips_weights is not None and self.resolution_px < SMALLEST_PX:
             raise UserError(
                 f"resolution_px={self.resolution_px} is too small for LPIPS: give at least "
@@ -159,8 +205,7 @@ def summarise(
         values = {key: [] for key in FAILURE_FIGURES if not key.startswith(optional)}
     for key, found in values.items():
         if key in FAILURE_FIGURES:
-            worst = FAILURE_FIGURES[key]
-            found.extend([max([worst, *found]) if worst else worst] * num_failed)
+            found.extend([failure_figure(key, found)] * num_failed)
     return {
         key: {
             "median": float(np.median(found)),

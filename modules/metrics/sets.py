@@ -64,7 +64,8 @@ class FrechetDistance(Metric):
         root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
         shared = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0.0).sqrt().sum()
         gap = (means[0] - means[1]).square().sum()
-        return gap + first.trace() + second.trace() - 2.0 * shared
+        distance = gap + first.trace() + second.trace() - 2.0 * shared
+        return distance.clamp(min=0.0)  # below by rounding only
 
 
 class _TwoSets(Metric):
@@ -151,9 +152,8 @@ class Cmmd(_TwoSets):
     def compute(self) -> Tensor:
         real, generated = self._sets(1)
         between = _mean_kernel(real, generated)
-        return CMMD_SCALE * (
-            _mean_kernel(real, real) + _mean_kernel(generated, generated) - 2.0 * between
-        )
+        within = _mean_kernel(real, real) + _mean_kernel(generated, generated)
+        return (CMMD_SCALE * (within - 2.0 * between)).clamp(min=0.0)  # below by rounding only
 
 
 class ClipScore(MeanMetric):

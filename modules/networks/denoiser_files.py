@@ -82,6 +82,7 @@ def save_denoiser(
     denoiser: JointDenoiser,
     text_encoder: TextEncoder | PretrainedText | CachedText,
     sampling: dict[str, Any],
+    trained_on: str | None = None,
 ) -> None:
     """Write a denoiser and its text encoder into an existing folder.
 
@@ -92,6 +93,7 @@ def save_denoiser(
         denoiser: to write.
         text_encoder: to write.
         sampling: what a sampler must know: `prediction`, `shift` and `num_references`.
+        trained_on: SHA-256 of the manifest of the rendered samples; None where it is not known.
     """
     if isinstance(text_encoder, TextEncoder):
         assert text_encoder.vocabulary is not None
@@ -102,9 +104,21 @@ def save_denoiser(
         "conventions": CONVENTIONS_VERSION,
         "network": save_network(directory, denoiser),
         "sampling": sampling,
+        "trained_on": trained_on,
         "text_encoder": text_encoder.config,
     }
     (directory / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def trained_on(directory: Path) -> str | None:
+    """Return the SHA-256 of the manifest of the samples that an exported denoiser was trained on.
+
+    None for exports that do not say, or that cannot be read, which `load_denoiser` tells.
+    """
+    try:
+        return json.loads((directory / CONFIG_NAME).read_text("utf-8")).get("trained_on")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_denoiser(

@@ -17,10 +17,10 @@ from modules.geometry.mesh import load_mesh
 from modules.metrics.mesh_quality import mesh_quality
 from modules.reporting.charts import Curve, last_value, line_chart, read_csv_logs
 from modules.reporting.environment import describe_environment
-from modules.reporting.evaluation import embedded_pictures
 from modules.reporting.figure_notes import FIGURE_NOTES, table_rows
 from modules.reporting.page import write_page
 from modules.reporting.pictures import data_uri, in_unit_cube, side_by_side, to_png, turntable
+from modules.reporting.report import embedded_pictures
 
 TRAININGS = (
     ("autoencoder", "Image autoencoder"),

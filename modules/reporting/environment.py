@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from modules.callbacks.run_record import git_commit
+from modules.callbacks.run_record import git_commit, git_is_dirty
 
 PACKAGES = (
     "torch",
@@ -22,10 +22,14 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, str]:
-    """Return what a report says of where it was made: code, machine and versions, as text."""
+    """Return what a report says of where it was made: code, machine and versions, as text.
+
+    `git_sha` ends in `-dirty` where the code is not that of the commit, as in `git describe`.
+    """
+    commit = git_commit()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "git_sha": git_commit() or "not a git checkout",
+        "git_sha": f"{commit}{'-dirty' * git_is_dirty()}" if commit else "not a git checkout",
         "machine": f"{_processor()}, {_usable_cpus()} CPUs, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GB memory, {_accelerators()}",
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",

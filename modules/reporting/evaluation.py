@@ -1,25 +1,7 @@
-"""Score cases one by one, keep what is done, and write the report as JSON, Markdown and HTML.
-
-report.json:
-    schema       1
-    about        task and where its input came from, as text
-    environment  see `describe_environment`; options: how figures were taken, seed included
-    num_pairs, num_failed
-    summary      figure -> {median, mean, p10, p90} over all pairs; a failed one counts as the worst
-    floor        the same of the truth against another sampling of itself: the best there is
-    sets, notes  of images only: num_images, num_reference_images and figures (key -> value) of two
-                 sets, or null; sentences on what the figures do not tell
-    composition  of task=text_to_3d only: instrument (accuracies of the classifier), confusion
-                 (attribute -> asked -> measured -> count)
-    pairs        worst first: name, failed (reason or null), truth (`mesh`, `samples` or `prompt`),
-                 prompt (of images), metrics, floor, picture (path below the report's folder, or
-                 null), mesh (the file that was scored, or null)
-Keys of figures: docs/metrics.md.
-"""
+"""Score cases one by one and keep what is done, so that work can stop, go on and be shared."""
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,12 +15,10 @@ from tqdm import tqdm
 
 from data_pipeline.contract import UserError
 from modules.geometry.mesh import Mesh
-from modules.metrics.geometry import Surface, floor_figures
-from modules.metrics.scoring import ScoringOptions, score, summarise
-from modules.reporting.figure_notes import FIGURE_NOTES, table_rows
-from modules.reporting.page import write_bytes, write_page, write_text
+from modules.metrics.geometry import SampledSurface, Surface, floor_figures
+from modules.metrics.scoring import ScoringOptions, score
+from modules.reporting.page import write_bytes, write_text
 from modules.reporting.pictures import (
-    data_uri,
     resized,
     shaded_views,
     side_by_side,
@@ -46,7 +26,6 @@ from modules.reporting.pictures import (
     turntable_cameras,
 )
 
-SCHEMA = 1
 PICTURE_PX, PICTURE_VIEWS = 150, 4
 
 
@@ -63,6 +42,27 @@ class Truth:
     surface: Surface
     mesh: Mesh | None
     views: UInt8[ndarray, "v h w 4"] | None = None
+
+    def digest(self) -> str:
+        """Return 16 hex digits that name shape and colours, wherever and however large it lies."""
+        if isinstance(self.surface, SampledSurface):
+            samples = self.surface.samples
+            parts = [samples.points, samples.normals]
+        else:
+            assert self.mesh is not None
+            vertices, faces = self.mesh.vertices, self.mesh.faces
+            used = vertices[faces].reshape(-1, 3)
+            low, high = used.min(axis=0), used.max(axis=0)
+            # The same file is moved here by slightly different frames. No coordinate that a person
+            # or a grid would give lies half way between two steps of an irrational size.
+            steps = np.rint((used - low) / (high - low).max() * (np.pi * 1e5)).astype(np.int64)
+            thirds = np.full((len(faces), 3), 1.0 / 3.0)
+            colours = self.mesh.colours_at(np.arange(len(faces)), thirds)
+            parts = [steps, np.rint(colours * 255.0).astype(np.uint8)]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,19 @@ class Shard:
         return cls(int(found[1]), int(found[2]))
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """Cases of other shards that have no pair yet.
+
+    Args:
+        num_missing: how many.
+        num_stale: how many of them have a pair of other options, inputs or code.
+    """
+
+    num_missing: int
+    num_stale: int
+
+
 ScoreCase = Callable[[Case, Any, Path, str], dict[str, Any]]
 """Makes a pair of a case, the options, the report's folder, and the picture's path below it."""
 
@@ -135,7 +148,7 @@ def evaluate(
     out: Path,
     shard: Shard = Shard(),
     score_case: "ScoreCase | None" = None,
-) -> list[dict[str, Any]] | None:
+) -> list[dict[str, Any]] | Unfinished:
     """Score the shard's cases; return the pairs of all of them, worst first, once all are scored.
 
     Every finished pair is kept below `out`, so an interrupted command goes on where it stopped, and
@@ -151,19 +164,21 @@ def evaluate(
             options are `ScoringOptions`.
 
     Returns:
-        None while other shards have cases left.
+        What is missing, while other shards have cases left.
     """
     score_case = score_case or score_mesh_case
     (out / "pairs").mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
-    common = json.dumps([SCHEMA, asdict(options), code_digest()])
+    common = json.dumps([asdict(options), code_digest()])
 
     def kept(case: Case) -> dict[str, Any] | None:
         pair = _read_kept(_kept_path(out, case), _key(common, case))
-        whole = pair is not None and (
-            pair["failed"] is not None or all(path.is_file() for path in case.products)
-        )
-        return pair if whole else None
+        if pair is None:
+            return None
+        needed = [out / pair["picture"]] if pair["picture"] else []
+        if pair["failed"] is None:
+            needed += [*case.products, *([Path(pair["mesh"])] if pair["mesh"] else [])]
+        return pair if all(path.is_file() for path in needed) else None
 
     mine = cases[shard.index :: shard.count]
     for case in tqdm(mine, desc="evaluate", unit="mesh", delay=1):
@@ -173,99 +188,10 @@ def evaluate(
             pair = score_case(case, options, out, f"pictures/{path.stem}.png")
             write_text(path, json.dumps({"key": _key(common, case), "pair": pair}))
     pairs = [pair for pair in map(kept, cases) if pair is not None]
-    return sorted(pairs, key=_quality) if len(pairs) == len(cases) else None
-
-
-def write_report(
-    pairs: Sequence[dict[str, Any]],
-    options: Any,
-    about: Mapping[str, str],
-    environment: Mapping[str, str],
-    out: Path,
-    *,
-    template: str = "evaluation.html.j2",
-    more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write report.json, report.md and report.html into `out` and return the report.
-
-    Args:
-        pairs: of `evaluate`. A failed one counts as its figures say, or else as the worst.
-        options: how figures were taken: a dataclass.
-        about: the task and its inputs.
-        environment: see `describe_environment`.
-        out: the report's folder.
-        template: of the page.
-        more: further keys of the report.
-    """
-    failed = [pair for pair in pairs if pair["failed"] is not None]
-    # Pairs with a prompt carry what they count as; images held against a set alone count nothing.
-    without_figures = sum(not pair["metrics"] and "prompt" not in pair for pair in failed)
-    report = {
-        "schema": SCHEMA,
-        "about": dict(about),
-        "environment": dict(environment),
-        "options": asdict(options),
-        "num_pairs": len(pairs),
-        "num_failed": len(failed),
-        "summary": summarise([pair["metrics"] for pair in pairs], without_figures),
-        "floor": summarise([p["floor"] for p in pairs]),
-        "pairs": list(pairs),
-        **(more or {}),
-    }
-    write_text(out / "report.json", json.dumps(_without_nan(report), indent=1) + "\n")
-    write_text(out / "report.md", as_markdown(report))
-    rows = table_rows(report["summary"], report["floor"])
-    write_page(
-        template,
-        out / "report.html",
-        report=report,
-        rows=rows,
-        notes={note.key: note for note in FIGURE_NOTES},
-        pictures=embedded_pictures(pairs, out),
-    )
-    return report
-
-
-def embedded_pictures(pairs: Sequence[Mapping[str, Any]], out: Path) -> dict[str, str]:
-    """Return the picture of each pair that has one, by name, as a data address."""
-    return {
-        pair["name"]: data_uri((out / pair["picture"]).read_bytes())
-        for pair in pairs
-        if pair["picture"] is not None
-    }
-
-
-def as_markdown(report: Mapping[str, Any]) -> str:
-    """Return the report's table and failures as Markdown."""
-    lines = [f"{report['num_pairs']} pairs, {report['num_failed']} failed. {_about_line(report)}"]
-    rows = table_rows(report["summary"], report["floor"])
-    if rows:
-        head = "| figure | median | mean | p10 | p90 | floor |"
-        lines += ["", head, "|---|---:|---:|---:|---:|---:|"]
-    for row in rows:
-        cells = [row[key] for key in ("median", "mean", "p10", "p90", "floor")]
-        lines.append(f"| {row['note'].label} | {' | '.join(cells)} |")
-    if sets := report.get("sets"):
-        counts = f"{sets['num_images']} images against {sets['num_reference_images']}"
-        lines += ["", f"| {counts} | |", "|---|---:|"]
-        figures = sets["figures"]
-        lines += [
-            f"| {note.label} | {figures[note.key]:.{note.digits}f} |"
-            for note in FIGURE_NOTES
-            if note.key in figures
-        ]
-    lines += ["", *(f"Note: {note}" for note in report["notes"])] if report.get("notes") else []
-    failed = [pair for pair in report["pairs"] if pair["failed"] is not None]
-    if failed:
-        counted = report["summary"] or not report.get("sets")
-        said = "Failed, and counted at their worst:" if counted else "Unreadable, and left out:"
-        lines += ["", said, ""]
-        lines += [f"- {pair['name']}: {pair['failed']}" for pair in failed]
-    return "\n".join(lines) + "\n"
-
-
-def _about_line(report: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in report["about"].items()) + "."
+    if num_missing := len(cases) - len(pairs):
+        num_stale = sum(kept(case) is None and _kept_path(out, case).is_file() for case in cases)
+        return Unfinished(num_missing, num_stale)
+    return sorted(pairs, key=_quality)
 
 
 def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str) -> dict[str, Any]:
@@ -274,6 +200,7 @@ def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str
         "name": case.name,
         "failed": None,
         "truth": None,
+        "truth_digest": None,
         "metrics": {},
         "floor": {},
         "picture": None,
@@ -281,6 +208,8 @@ def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str
     }
     try:
         loaded = case.load()
+        kind = "samples" if loaded.truth.mesh is None else "mesh"
+        pair |= {"truth": kind, "truth_digest": loaded.truth.digest()}
         metrics = score(loaded.predicted, loaded.truth.surface, loaded.truth.mesh, options)
     except UserError as error:
         return pair | {"failed": str(error)}
@@ -290,7 +219,6 @@ def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str
         drawn = pair_picture(loaded.predicted, loaded.truth)
     write_bytes(out / picture, to_png(drawn))
     return pair | {
-        "truth": "samples" if loaded.truth.mesh is None else "mesh",
         "metrics": metrics | dict(loaded.figures),
         "floor": floor,
         "picture": picture,
@@ -326,11 +254,12 @@ def _key(common: str, case: Case) -> str:
 
 
 def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
-    """Return the pair of an earlier run of the same command, or None."""
-    if not path.is_file():
+    """Return the pair of an earlier run of the same command; None for anything else."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept["pair"] if kept["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    return kept["pair"] if kept["key"] == key else None
 
 
 def code_digest() -> str:
@@ -339,12 +268,3 @@ def code_digest() -> str:
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _without_nan(value: Any) -> Any:
-    """Return a JSON value in which NaN, which JSON lacks, is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipeline.contract import UserError
 from modules.geometry.mesh import ColoredMesh, load_mesh
 from modules.metrics.appearance import check_views, unseen_cameras
+from modules.metrics.scoring import check_resolution
 from modules.reporting.evaluation import code_digest
 from modules.reporting.folder_cases import SUFFIXES, asset_digest, named_files
 from modules.reporting.page import write_bytes
@@ -44,6 +45,7 @@ class ViewOptions:
 
     def __post_init__(self) -> None:
         check_views(self.num_views, self.resolution_px)
+        check_resolution(self.resolution_px)
 
 
 class ImageFolder:
@@ -54,6 +56,9 @@ class ImageFolder:
         options: how meshes are rendered.
         cache: folder that keeps the views.
 
+    Attributes:
+        notes: sentences on files that were not taken for images.
+
     Raises:
         UserError: it holds neither, or two files of one name.
     """
@@ -61,8 +66,14 @@ class ImageFolder:
     def __init__(self, folder: Path, options: ViewOptions, cache: Path) -> None:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: give one that holds meshes or images")
-        suffixes = {path.suffix.lower() for path in folder.iterdir()}
-        self.has_meshes = bool(suffixes & {*SUFFIXES})  # images beside meshes are their textures
+        suffixes = [path.suffix.lower() for path in folder.iterdir()]
+        self.has_meshes = any(suffix in SUFFIXES for suffix in suffixes)
+        beside = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes) if self.has_meshes else 0
+        self.notes = []
+        if beside:
+            self.notes = [
+                f"{beside} image files beside the meshes of {folder} were taken for their textures."
+            ]
         found = named_files(folder, SUFFIXES if self.has_meshes else (*SUFFIXES, *IMAGE_SUFFIXES))
         self.files = {unicodedata.normalize("NFC", name): path for name, path in found.items()}
         self._options = options
@@ -72,6 +83,11 @@ class ImageFolder:
     def num_images(self) -> int:
         """How many images there are if every file can be read."""
         return len(self.files) * (self._options.num_views if self.has_meshes else 1)
+
+    def digest(self) -> str:
+        """Return a hash of all files, whatever their names."""
+        digests = sorted(asset_digest(path) for path in self.files.values())
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def images(self, name: str) -> list[UInt8[ndarray, "_ _ 3"]]:
         """Return the image of this name, or the views of the mesh, as sRGB on white.

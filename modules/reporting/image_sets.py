@@ -18,13 +18,14 @@ from modules.metrics.features import (
     InceptionNetwork,
     fit_image,
 )
+from modules.metrics.scoring import check_seed
 from modules.metrics.sets import ClipScore, Cmmd, FrechetDistance, KernelDistance, RPrecision
 from modules.reporting.evaluation import PICTURE_PX, PICTURE_VIEWS, Case
 from modules.reporting.folder_cases import asset_digest
 from modules.reporting.image_folder import ImageFolder, ViewOptions, file_name
 from modules.reporting.page import write_bytes
 from modules.reporting.pictures import side_by_side, to_png
-from modules.reporting.rebuild_cases import folder_digest
+from modules.reporting.rebuild_cases import file_or_folder_digest
 
 NETWORKS = {"clip": ClipNetwork, "dinov2": Dinov2Network, "inception": InceptionNetwork}
 
@@ -50,6 +51,10 @@ class ImageSetOptions(ViewOptions):
     kid_subset_size: int | None = 1000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+
     def networks(self, device: torch.device) -> dict[str, Any]:
         """Return the networks that were named, by key."""
         named = {key: getattr(self, key) for key in NETWORKS}
@@ -66,6 +71,7 @@ class PromptScorer:
 
     def __init__(self, prompts: Mapping[str, str], clip: ClipNetwork) -> None:
         self.texts = sorted({text for text in prompts.values() if text})
+        self.digest = hashlib.sha256(repr(self.texts).encode()).hexdigest()
         self.cut = [text for text in self.texts if clip.is_cut(text)]
         self._embeddings = clip.text_features(self.texts)
         self._clip = clip
@@ -121,8 +127,7 @@ def image_cases(
         options: name the network.
     """
     texts = prompts or {}
-    local = options.clip is not None and Path(options.clip).is_dir()
-    weights = folder_digest(Path(str(options.clip))) if local else options.clip
+    weights = options.clip and file_or_folder_digest(options.clip)
     every = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()
 
     def case(name: str) -> Case:
@@ -160,7 +165,15 @@ class ImageCaseScorer:
         del options
         text = self._prompts.get(case.name, "")
         pair = {"name": case.name, "failed": None, "truth": "prompt" if text else None}
-        pair |= {"prompt": text, "metrics": {}, "floor": {}, "picture": None, "mesh": None}
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16] if text else None
+        pair |= {
+            "truth_digest": digest,
+            "prompt": text,
+            "metrics": {},
+            "floor": {},
+            "picture": None,
+            "mesh": None,
+        }
         try:
             images = case.load()
         except UserError as error:
@@ -226,9 +239,11 @@ def compare_sets(
         notes.append(
             "The views of one mesh count as images of their own, which they are not quite."
         )
-    absent = [name for names in SET_FIGURES.values() for name in names if name not in figures]
-    if absent:
+    unnamed = {key: names for key, names in SET_FIGURES.items() if key not in networks}
+    if absent := [name for names in unnamed.values() for name in names]:
         notes.append(f"Left out, as their network was not named: {', '.join(absent)}.")
+    if "inception" in networks and options.kid_subset_size is None:
+        notes.append("kid is left out, as kid_subset_size=null.")
     return {"num_images": counts[0], "num_reference_images": counts[1], "figures": figures}, notes
 
 

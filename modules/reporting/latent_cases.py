@@ -18,6 +18,7 @@ from modules.metrics.fidelity import fidelity, latent_statistics
 from modules.metrics.geometry import MeshSurface, compare_surfaces
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.reconstruction import Reconstructor
+from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case, Loaded
 from modules.reporting.folder_cases import asset_digest
 from modules.reporting.pictures import resized, shaded_views, side_by_side, turntable_cameras
@@ -66,12 +67,13 @@ def latent_cases(
             sample, meta = decode_sample(members), json.loads(members["meta.json"])
             frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
             images, cameras = sample["images"], layout_cameras(meta)
-            decoded, statistics = _round_trip(autoencoder, images.to(device))
+            cost: dict[str, float] = {}
+            decoded, statistics = _round_trip(autoencoder, images.to(device), cost)
             truth = sample_truth(sample, frame, originals.get(uid))
-            meshes = (
-                reconstruct(images, cameras, sample["hit"], **settings),
-                reconstruct(decoded, cameras, None, **settings),
-            )
+            best_mesh = reconstruct(images, cameras, sample["hit"], **settings)
+            with measured(cost, "reconstruct"):
+                mesh = reconstruct(decoded, cameras, None, **settings)
+            meshes = best_mesh, mesh
             best = compare_surfaces(
                 MeshSurface(meshes[0].vertices, meshes[0].faces),
                 truth.surface,
@@ -79,7 +81,7 @@ def latent_cases(
                 seed=options.seed,
             )
             pair = images.numpy(), decoded.numpy()
-            figures = fidelity(*pair, sample["hit"].numpy(), cameras) | statistics
+            figures = fidelity(*pair, sample["hit"].numpy(), cameras) | statistics | cost
             figures |= {f"true_images_{key}": value for key, value in best.items()}
             return Loaded(meshes[1], truth, None, figures, round_trip_picture(*pair, meshes))
 
@@ -91,21 +93,23 @@ def latent_cases(
 
 
 def _round_trip(
-    autoencoder: Any, images: Float[torch.Tensor, "m v 3 h w"]
+    autoencoder: Any, images: Float[torch.Tensor, "m v 3 h w"], cost: dict[str, float]
 ) -> tuple[Float[torch.Tensor, "m v 3 h w"], dict[str, float]]:
     """Return the decoded images, on the CPU, and the statistics of the latents.
 
     These are of the latents as a denoiser would see them without statistics of a set: normalised
-    where the autoencoder itself says how (FLUX.2), else raw.
+    where the autoencoder itself says how (FLUX.2), else raw. `cost` takes what each way costs.
     """
     own = own_statistics(autoencoder)
     packing = 1 if own is None else own[0]
-    latents = encode_packed(autoencoder, images, packing)
+    with measured(cost, "encode"):
+        latents = encode_packed(autoencoder, images, packing)
     seen = latents
     if own is not None:
         mean, std = (values[:, None, None] for values in own[1:])
         seen = (latents - mean) / std
-    decoded = decode_packed(autoencoder, latents, packing)
+    with measured(cost, "decode"):
+        decoded = decode_packed(autoencoder, latents, packing)
     return decoded.cpu(), latent_statistics(seen.cpu().numpy())
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -112,6 +114,30 @@ class Plan:
             average=average * of_weights if self.averaged else 0.0,
             activations=self.activation_bytes,
         )
+
+
+def plan_from_config(config: DictConfig) -> None:
+    """Print what a training step of a denoiser needs; only the configuration of train.py is read.
+
+    Raises:
+        UserError: the experiment trains another stage.
+    """
+    if "denoiser" not in config:
+        raise UserError("plan=true plans latent_diffusion experiments: the other stages are small")
+    without_encoder = OmegaConf.is_missing(config, "conditioner")
+    trainer, devices = config.trainer, config.trainer.get("devices", 1)
+    print_plan(
+        instantiate(config.denoiser, _convert_="object"),
+        None if without_encoder else instantiate(config.conditioner, _convert_="object"),
+        instantiate(config.system.optimizer, _convert_="object"),
+        batch_size=config.data.batch_size,
+        grid=config.plan_grid,
+        latents=None if OmegaConf.is_missing(config, "latents") else Path(config.latents),
+        text_tokens=config.plan_text_tokens,
+        precision=str(trainer.get("precision", "32-true")),
+        num_gpus=(devices if isinstance(devices, int) else 8) * trainer.get("num_nodes", 1),
+        averaged="ema" in config.callbacks,
+    )
 
 
 def print_plan(

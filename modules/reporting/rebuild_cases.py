@@ -116,6 +116,14 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def file_or_folder_digest(source: str) -> str:
+    """Return a hash of weights that lie here, wherever they lie; else their hub id as it is."""
+    path = Path(source)
+    if path.is_dir():
+        return folder_digest(path)
+    return file_digest(path) if path.is_file() else source
+
+
 def originals_by_uid(folder: Path | None) -> Mapping[str, Path]:
     """Return the mesh files below a folder by the uid that `source=folder` gives them."""
     if folder is None:

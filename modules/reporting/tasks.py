@@ -1,18 +1,19 @@
 """What `eval.py task=` can do. A new task is a function here and a row of `TASKS`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
 from modules.latents.autoencoder_files import load_autoencoder
+from modules.latents.spec import fingerprint
 from modules.metrics.composition import Palette
 from modules.metrics.lpips import load_lpips
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
-from modules.reporting.environment import describe_environment
-from modules.reporting.evaluation import Case, Shard, as_markdown, evaluate, write_report
+from modules.pipelines.reconstruction import check_mesh_size
+from modules.reporting.evaluation import Case, Shard, Unfinished, evaluate
 from modules.reporting.folder_cases import file_notes, folder_cases, frame_notes
 from modules.reporting.image_folder import ImageFolder
 from modules.reporting.image_sets import (
@@ -25,7 +26,14 @@ from modules.reporting.image_sets import (
     name_prompts,
 )
 from modules.reporting.latent_cases import latent_cases
-from modules.reporting.rebuild_cases import StoredSamples, rebuild_cases
+from modules.reporting.rebuild_cases import (
+    StoredSamples,
+    file_or_folder_digest,
+    folder_digest,
+    rebuild_cases,
+    spread,
+)
+from modules.reporting.report import Provenance, as_markdown, write_report
 from modules.reporting.text_cases import TextBenchmark, TextOptions, confusions, told_instrument
 from modules.reporting.wandb_table import log_report
 
@@ -92,38 +100,48 @@ def folder_task(settings: Settings, data: DataAccess, out: Path) -> str:
     options = _scoring_options(settings)
     folders = Path(settings["meshes"]), Path(settings["reference"])
     cases = folder_cases(*folders)
-    return _score_meshes(cases, options, settings, out, notes=file_notes(*folders))
+    chosen = [cases[i] for i in spread(len(cases), settings["count"])]
+    return _score_meshes(chosen, options, settings, out, notes=file_notes(*folders))
 
 
 def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
     """Send rendered samples through the refiner-decoder, and score what comes out."""
+    method = _mesh_size(settings)
     options = _scoring_options(settings)
     paths = {key: settings[key] and Path(settings[key]) for key in ("checkpoint", "reference")}
+    shard_set = data.open_samples(Path(settings["shards"]))
     cases = rebuild_cases(
-        data.open_samples(Path(settings["shards"])),
+        shard_set,
         data.decode_sample,
-        settings={"grid": settings["grid"], "texture_px": settings["texture_px"]},
+        settings=method,
         count=settings["count"],
         out=out / "rebuilt",
         **paths,
     )
-    return _score_meshes(cases, options, settings, out)
+    inputs = {"shards": shard_set.sha256}
+    if paths["checkpoint"] is not None:
+        inputs["checkpoint"] = folder_digest(paths["checkpoint"] / "refiner_decoder")
+    return _score_meshes(cases, options, settings, out, inputs=inputs, method=method)
 
 
 def latents_task(settings: Settings, data: DataAccess, out: Path) -> str:
     """Send rendered samples through an autoencoder, and score what comes back."""
+    method = _mesh_size(settings)
     options = _scoring_options(settings)
+    shard_set = data.open_samples(Path(settings["shards"]))
+    autoencoder = load_autoencoder(settings["autoencoder"])
+    inputs = {"shards": shard_set.sha256, "autoencoder": fingerprint(autoencoder)}
     cases = latent_cases(
-        data.open_samples(Path(settings["shards"])),
+        shard_set,
         data.decode_sample,
-        load_autoencoder(settings["autoencoder"]),
-        settings={"grid": settings["grid"], "texture_px": settings["texture_px"]},
+        autoencoder,
+        settings=method,
         options=options,
         reference=settings["reference"] and Path(settings["reference"]),
         count=settings["count"],
         device=inference_device(settings["device"]),
     )
-    return _score_meshes(cases, options, settings, out)
+    return _score_meshes(cases, options, settings, out, inputs=inputs, method=method)
 
 
 def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
@@ -132,6 +150,11 @@ def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
         raise UserError(
             "reference=DIR is for meshes pair by pair: name it reference_images=DIR to compare "
             "images, or leave out prompts and reference_images"
+        )
+    if settings["count"] is not None:
+        raise UserError(
+            "count= is for meshes pair by pair: leave it out, for figures of sets depend on how "
+            "many images there are"
         )
     if settings["prompts"] is not None and settings["clip"] is None:
         raise UserError("prompts=FILE needs clip=, such as clip=openai/clip-vit-large-patch14-336")
@@ -147,23 +170,30 @@ def images_task(settings: Settings, data: DataAccess, out: Path) -> str:
     if settings["prompts"] is not None:
         prompts = name_prompts(data.read_prompts(Path(settings["prompts"])), folder)
     networks = options.networks(inference_device(settings["device"]))
-    about = about_inputs(settings, "meshes", "prompts", "reference_images")
-    notes = []
+    about = about_inputs(
+        settings, "meshes", "prompts", "reference_images", "clip", "dinov2", "inception"
+    )
+    protocol = asdict(options)
+    for key in networks:
+        protocol[key] = file_or_folder_digest(settings[key])
+    notes = folder.notes + (reference.notes if reference is not None else [])
     if prompts is not None:
         scorer = PromptScorer(prompts, networks["clip"])
+        protocol["prompts"] = scorer.digest
         about["candidates"] = f"{len(scorer.texts)} distinct prompts"
         if scorer.cut:
             notes.append(f"{len(scorer.cut)} prompts are longer than CLIP reads, and were cut.")
     cases = image_cases(folder, prompts, options)
     score_case = ImageCaseScorer(folder, prompts, scorer)
     pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]), score_case)
-    if pairs is None:
-        return _more_to_come(settings, out)
+    if isinstance(pairs, Unfinished):
+        return _more_to_come(pairs, settings, out)
     if reference is not None:
+        protocol["reference_images"] = reference.digest()
         sets, more = compare_sets(folder, reference, networks, options)
         notes += more
     report = write_report(
-        pairs, options, about, describe_environment(), out,
+        pairs, Provenance(about=about, protocol=protocol), out,
         template="images.html.j2", more={"sets": sets, "notes": notes},
     )  # fmt: skip
     return _told(report, settings, out)
@@ -186,13 +216,19 @@ def text_task(settings: Settings, data: DataAccess, out: Path) -> str:
     )
     shard = Shard.parse(settings["shard"])
     pairs = evaluate(benchmark.cases(settings["count"]), options, out, shard, benchmark.score)
-    if pairs is None:
-        return _more_to_come(settings, out)
-    about = about_inputs(settings, "shards", "checkpoint")
+    if isinstance(pairs, Unfinished):
+        return _more_to_come(pairs, settings, out)
+    provenance = Provenance(
+        about=about_inputs(settings, "shards", "checkpoint", "count"),
+        inputs=benchmark.inputs,
+        method=options.method(),
+        protocol=options.protocol(),
+    )
     composition = {"instrument": benchmark.instrument(), "confusion": confusions(pairs)}
+    notes = [*benchmark.notes, told_instrument(composition["instrument"])]
     report = write_report(
-        pairs, options, about, describe_environment(), out, template="composition.html.j2",
-        more={"composition": composition, "notes": [told_instrument(composition["instrument"])]},
+        pairs, provenance, out, template="composition.html.j2",
+        more={"composition": composition, "notes": notes},
     )  # fmt: skip
     return _told(report, settings, out)
 
@@ -215,31 +251,67 @@ def _scoring_options(settings: Settings) -> ScoringOptions:
     return options
 
 
+def _mesh_size(settings: Settings) -> dict[str, int]:
+    """Return what is asked of the rebuilt meshes, once it is sure that they can be made."""
+    size = {key: settings[key] for key in ("grid", "texture_px")}
+    check_mesh_size(**size)
+    return size
+
+
 def _score_meshes(
     cases: Sequence[Case],
     options: ScoringOptions,
     settings: Settings,
     out: Path,
+    *,
     notes: Sequence[str] = (),
+    inputs: Mapping[str, str] | None = None,
+    method: Mapping[str, Any] | None = None,
 ) -> str:
-    about = about_inputs(settings, "meshes", "shards", "autoencoder", "checkpoint", "reference")
     pairs = evaluate(cases, options, out, Shard.parse(settings["shard"]))
-    if pairs is None:
-        return _more_to_come(settings, out)
+    if isinstance(pairs, Unfinished):
+        return _more_to_come(pairs, settings, out)
+    protocol = asdict(options)
+    if options.lpips_weights is not None:
+        protocol["lpips_weights"] = file_or_folder_digest(options.lpips_weights)
+    keys = ("meshes", "shards", "autoencoder", "checkpoint", "reference", "count", "lpips_weights")
+    provenance = Provenance(
+        about=about_inputs(settings, *keys),
+        inputs=inputs or {},
+        method=method or {},
+        protocol=protocol,
+    )
     notes = [*notes, *frame_notes(pairs)]
-    report = write_report(pairs, options, about, describe_environment(), out, more={"notes": notes})
-    return _told(report, settings, out)
+    return _told(write_report(pairs, provenance, out, more={"notes": notes}), settings, out)
 
 
-def _more_to_come(settings: Settings, out: Path) -> str:
-    return f"{out}: shard {settings['shard']} is done; the one that ends last writes the report"
+def _more_to_come(left: Unfinished, settings: Settings, out: Path) -> str:
+    said = f"{out}: shard {settings['shard']} is done, {left.num_missing} pairs are missing yet; "
+    if left.num_stale:
+        said += (
+            f"{left.num_stale} of them were scored with other options, inputs or code: give all "
+            "shards the same ones; "
+        )
+    return said + "the one that ends last writes the report"
 
 
 def _told(report: Mapping[str, Any], settings: Settings, out: Path) -> str:
-    """Log the report to W&B if that is wanted, and return what to print of it."""
+    """Log the report to W&B if that is wanted, and return what to print of it.
+
+    Raises:
+        UserError: every pair failed with nothing to show, so nothing was measured; the report is
+            there all the same.
+    """
     if (project := settings["wandb"]["project"]) is not None:
         log_report(report, out, project=project, offline=settings["wandb"]["offline"])
-    return f"{as_markdown(report)}\nreport: {out / 'report.html'}"
+    page = out / "report.html"
+    if not any(pair["failed"] is None or pair["picture"] for pair in report["pairs"]):
+        first = report["pairs"][0]
+        raise UserError(
+            f"nothing was measured: all {report['num_pairs']} pairs failed, such as "
+            f"{first['name']}: {first['failed']} (report: {page})"
+        )
+    return f"{as_markdown(report)}\nreport: {page}"
 
 
 def about_inputs(settings: Settings, *keys: str) -> dict[str, str]:

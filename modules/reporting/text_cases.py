@@ -23,6 +23,7 @@ from data_pipeline.contract import UserError, view_layout
 from modules.geometry.mesh import load_mesh, save_mesh
 from modules.geometry.rasterize import Views, render_mesh
 from modules.latents.codec import LatentCodec
+from modules.metrics.coherence import ViewImages, coherence, excess, mesh_normal_deg
 from modules.metrics.composition import (
     SIDE_PX,
     AttributeClassifier,
@@ -32,6 +33,10 @@ from modules.metrics.composition import (
     nearest_images,
     train_classifier,
 )
+from modules.metrics.fidelity import made_images, view_images
+from modules.metrics.scoring import check_seed
+from modules.networks.denoiser_files import trained_on
+from modules.networks.pipeline_folder import stage_folder
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
 from modules.reporting.cost import measured
@@ -49,6 +54,10 @@ RIGHT = (*(f"{key}_right" for key in MEASURED), "attributes_right", "all_right")
 
 MOST_TRAINING = 4000
 """Training samples that the classifier learns from and the nearest one is looked for among."""
+
+
+PROTOCOL = ("num_val", "classifier_steps")
+"""Options of measuring; the others are of making."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,19 @@ class TextOptions:
         for key in ("steps", "classifier_steps"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        check_seed(self.seed)
         check_mesh_size(self.grid, self.texture_px)
+
+    def method(self) -> dict[str, Any]:
+        """Return how results are made."""
+        return {key: value for key, value in asdict(self).items() if key not in PROTOCOL}
+
+    def protocol(self) -> dict[str, Any]:
+        """Return how they are measured, in numbers and words."""
+        return {key: getattr(self, key) for key in PROTOCOL} | {
+            "cameras": "ortho6, those of training", "resolution_px": SIDE_PX, "light": "unlit",
+            "background": "white", "colour": "nearest of the palette in CIELAB",
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,33 @@ def refuse_repeated(
         )
 
 
+def check_training_set(denoiser: Path, shards: str) -> list[str]:
+    """Return what to know about captions that a denoiser is said never to have seen.
+
+    Args:
+        denoiser: exported folder.
+        shards: SHA-256 of the manifest of the samples that captions are held back of.
+
+    Raises:
+        UserError: it was trained on the latents of other samples.
+    """
+    known = trained_on(denoiser)
+    if known is None:
+        return [
+            "The pipeline does not say which samples it was trained on: that it never saw these "
+            "captions is taken on trust."
+        ]
+    if known != shards:
+        raise UserError(
+            f"{denoiser} was trained on other samples (manifest {known[:16]}, not {shards[:16]}), "
+            "and may have seen the held-back captions: give the shards that encode.py read for it"
+        )
+    return [
+        "The pipeline was trained on these shards; that it held back as many of them (num_val) is "
+        "taken on trust."
+    ]
+
+
 def _asked(shard_set: StoredSamples, i: int) -> tuple[str, ...]:
     """Return category, pattern and colour of a sample, empty where it names none."""
     known = json.loads(shard_set.read(i)["meta.json"])["source"].get("attributes") or {}
@@ -181,9 +229,13 @@ class TextBenchmark:
         out: folder that takes the classifier, the meshes and the pictures.
         device: of the generator.
 
+    Attributes:
+        inputs: digests of shards and checkpoint.
+        notes: sentences on what the figures do not tell.
+
     Raises:
-        UserError: too few samples, samples without attributes, or held-back ones whose attributes
-            training has seen together.
+        UserError: too few samples, samples without attributes, held-back ones whose attributes
+            training has seen together, or a pipeline that was trained on other samples.
     """
 
     def __init__(
@@ -202,6 +254,7 @@ class TextBenchmark:
                 f"num_val={options.num_val} holds back nothing of {len(shard_set.uids)} samples: "
                 "give as much as training did (data.num_val), and at least five samples"
             )
+        self.notes = check_training_set(stage_folder(checkpoint, "denoiser"), shard_set.sha256)
         hidden = set(held_back)
         seen = [i for i in range(len(shard_set.uids)) if i not in hidden]
         asked = [_asked(shard_set, i) for i in range(len(shard_set.uids))]
@@ -213,7 +266,9 @@ class TextBenchmark:
         codec = self.generate.codec
         self.held_back = read_rendered(shard_set, decode_sample, held_back, codec)
         self.reconstruct = Reconstructor.from_pretrained(checkpoint)
-        self.identity = f"{shard_set.sha256} {folder_digest(checkpoint)} {json.dumps(seen)}"
+        self._true_sample = lambda i: decode_sample(shard_set.read(held_back[i]))
+        self.inputs = {"shards": shard_set.sha256, "checkpoint": folder_digest(checkpoint)}
+        self.identity = f"{' '.join(self.inputs.values())} {json.dumps(seen)}"
         self.classifier = self._classifier(
             f"{shard_set.sha256} {json.dumps(seen)} {options.classifier_steps}"
         )
@@ -262,6 +317,13 @@ class TextBenchmark:
         colour = dominant_colour(rgb, hit, self.palette, asked.get("pattern_colour", ""))
         return named | {"colour": colour}
 
+    def _excess(self, i: int, made: ViewImages) -> dict[str, float]:
+        """Return the excess of the incoherence of images over that of the caption's true render."""
+        sample = self._true_sample(i)
+        true = view_images(sample["images"].numpy(), sample["hit"].numpy(), made.cameras)
+        found = excess(coherence(made), coherence(true))
+        return {f"excess_{key}": value for key, value in found.items()}
+
     def cases(self, count: int | None) -> list[Case]:
         """Return a case for each held-back caption; with a count, for so many spread over them."""
         return [self._case(i) for i in spread(len(self.held_back.uids), count)]
@@ -277,42 +339,51 @@ class TextBenchmark:
         asked = self.held_back.attributes[i]
         pair: dict[str, Any] = {
             "name": case.name, "prompt": self.held_back.captions[i], "failed": None,
-            "truth": "prompt", "metrics": {}, "floor": {}, "picture": None, "mesh": None,
+            "truth": "prompt",
+            "truth_digest": hashlib.sha256(self.held_back.captions[i].encode()).hexdigest()[:16],
+            "metrics": {}, "floor": {}, "picture": None, "mesh": None,
             "asked": {key: asked[key] for key in MEASURED},
         }  # fmt: skip
-        cost: dict[str, float] = {}
+        metrics = pair["metrics"]
         seed, caption = options.seed + i, self.held_back.captions[i]
         extras = {
             "prompt": caption, "seed": seed, "steps": options.steps, "guidance": options.guidance,
         }  # fmt: skip
-        with measured(cost, "generate"):
+        with measured(metrics, "generate"):
             [images] = self.generate([caption], [seed], options.steps, options.guidance).cpu()
+        cameras = view_layout("ortho6")
+        shown_there = made_images(images.numpy(), cameras)
+        metrics |= self._excess(i, shown_there)
+        drawn = classifier_input(images)
+        in_images = _right(self.measure(drawn, asked), asked)
+        metrics |= {f"image_{key}_right": x for key, x in zip(MEASURED, in_images, strict=True)}
+        rows = [self.held_back.images[i], drawn]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with measured(cost, "reconstruct"):
+            with measured(metrics, "reconstruct"):
                 mesh = self.reconstruct(
-                    images, view_layout("ortho6"), grid=options.grid, texture_px=options.texture_px
+                    images, cameras, grid=options.grid, texture_px=options.texture_px
                 )
                 save_mesh(mesh, path, extras={"relief": extras})
-        except UserError as error:
-            return pair | {"failed": str(error), "metrics": dict.fromkeys(RIGHT, 0.0)}
-        views = views_input(render_mesh(load_mesh(path), view_layout("ortho6"), SIDE_PX))
-        shown = self.measure(views, asked)
-        [nearest] = nearest_images(views[None], self.training.images)
-        right, drawn = _right(shown, asked), classifier_input(images)
-        in_images = _right(self.measure(drawn, asked), asked)
-        rows = [self.held_back.images[i], drawn, views, self.training.images[nearest.index]]
+        except UserError as error:  # the images are there all the same
+            metrics |= dict.fromkeys(RIGHT, 0.0)
+            pair |= {"failed": str(error)}
+        else:
+            made = load_mesh(path)
+            metrics["input_view_normal_deg"] = mesh_normal_deg(
+                render_mesh(made, cameras, images.shape[-1]), shown_there.normal, shown_there.hit
+            )
+            views = views_input(render_mesh(made, cameras, SIDE_PX))
+            shown = self.measure(views, asked)
+            [nearest] = nearest_images(views[None], self.training.images)
+            right = _right(shown, asked)
+            metrics |= dict(zip(RIGHT, [*right, float(np.mean(right)), min(right)], strict=True))
+            metrics |= {"nearest_distance": nearest.distance}
+            rows += [views, self.training.images[nearest.index]]
+            pair |= {"measured": shown, "nearest": self.training.uids[nearest.index]}
+            pair |= {"mesh": str(path)}
         write_bytes(out / picture, to_png(picture_of(rows)))
-        return pair | {
-            "measured": shown,
-            "nearest": self.training.uids[nearest.index],
-            "picture": picture,
-            "mesh": str(path),
-            "metrics": dict(zip(RIGHT, [*right, float(np.mean(right)), min(right)], strict=True))
-            | {f"image_{key}_right": x for key, x in zip(MEASURED, in_images, strict=True)}
-            | {"nearest_distance": nearest.distance}
-            | cost,
-        }
+        return pair | {"picture": picture}
 
 
 def confusions(pairs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
@@ -341,7 +412,7 @@ def told_instrument(instrument: Mapping[str, Any]) -> str:
     )
 
 
-def picture_of(rows: Sequence[Float[Tensor, "v 6 h w"]]) -> UInt8[ndarray, "h w 3"]:
+def picture_of(rows: Sequence[Float[Tensor, "v 6 h w"]]) -> UInt8[ndarray, "h2 w2 3"]:
     """Return the rgb of each row's views, one row below the other."""
     strips = [torch.cat(list(views[:, :3]), dim=-1) for views in rows]
     pixels = torch.cat(strips, dim=-2).clamp(-1.0, 1.0).permute(1, 2, 0)

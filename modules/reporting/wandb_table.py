@@ -13,6 +13,7 @@ from modules.geometry.mesh import load_mesh
 from modules.geometry.rasterize import render_mesh
 from modules.metrics.appearance import unseen_cameras
 from modules.reporting.pictures import in_unit_cube
+from modules.reporting.report import TOLD
 
 SHOWN_SUFFIXES = (".glb", ".gltf", ".obj", ".stl")
 """What W&B's viewer opens (`wandb.Object3D.SUPPORTED_TYPES`)."""
@@ -28,7 +29,7 @@ def log_report(report: Mapping[str, Any], out: Path, *, project: str, offline: b
     puts no mesh into a table). The meshes themselves are under `meshes`, worst first.
 
     Args:
-        report: what `evaluation.write_report` returns.
+        report: what `report.write_report` returns.
         out: its folder; the run's files go to `wandb/` there.
         project: of W&B.
         offline: keep the run there until `wandb sync` sends it.
@@ -61,7 +62,7 @@ def log_report(report: Mapping[str, Any], out: Path, *, project: str, offline: b
         job_type="eval",
         dir=out,
         mode="offline" if offline else "online",
-        config={key: report[key] for key in ("about", "options", "environment")},
+        config={key: report[key] for key in (*TOLD, "environment")},
         settings=settings,
     ) as run:
         run.log({"pairs": table} | ({"meshes": meshes} if meshes else {}))

@@ -105,6 +105,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.text_encoder: Any = None
         self.spec: LatentSpec | None = None
         self.vocabulary: Vocabulary | None = None
+        self.trained_on: str | None = None
 
     def configure_model(self) -> None:
         if self.denoiser is None:
@@ -123,6 +124,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         cache = read_cache(self.latents)
         self.spec = LatentSpec.from_json(cache.get("latent_spec"), str(self.latents))
         self.vocabulary = Vocabulary(cache.get("vocabulary", ()))
+        self.trained_on = cache.get("inputs", {}).get("source_manifest_sha256")
 
     def on_fit_start(self) -> None:
         assert self.spec is not None
@@ -281,5 +283,5 @@ class LatentDiffusionSystem(lightning.LightningModule):
             "shift": self.sampling_shift,
             "num_references": int(self.references.share > 0.0),
         }
-        save_denoiser(directory, self.denoiser, self.text_encoder, sampling)
+        save_denoiser(directory, self.denoiser, self.text_encoder, sampling, self.trained_on)
         self.spec.save(directory)

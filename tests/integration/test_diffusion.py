@@ -262,6 +262,11 @@ def test_held_back_captions_are_made_and_what_they_show_is_measured(runs, shards
     evaluation.main(compose("eval", arguments))
     report = json.loads((out / "report.json").read_text())
     [pair] = report["pairs"]
+    assert report["method"]["steps"] == 2
+    assert "was trained on these shards" in report["notes"][0]  # as its export says
+    assert {"image_colour_right", "seconds_generate"} <= pair["metrics"].keys()
+    assert pair["metrics"]["excess_reprojection_px"] > 0.0  # six steps of training place no coord
+    assert (out / pair["picture"]).is_file()
     assert pair["prompt"] == f"a {pair['asked']['colour']} ball"
     # one pattern in all, and pure colours: the instrument cannot err on them
     instrument = report["composition"]["instrument"]

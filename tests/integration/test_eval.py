@@ -16,6 +16,7 @@ from tiny_autoencoder import TinyDC
 from data_pipeline.loading.samples import decode_sample
 from data_pipeline.shards.manifest import ShardSet
 from modules.latents.patch_linear import start_patch_linear
+from modules.latents.spec import fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ("num_samples=3000", "num_views=2", "resolution_px=48")
@@ -73,7 +74,9 @@ def test_folders_are_scored_pair_by_pair_and_failures_are_counted(folders, tmp_p
     assert report["summary"]["f_score_0.02"]["median"] == 0.0  # four of six failed
     assert report["summary"]["f_score_0.02"]["mean"] == pytest.approx(2 / 6, abs=0.01)
     assert report["floor"]["f_score_0.005"]["median"] == 1.0
-    assert report["options"]["seed"] == 0
+    assert report["protocol"]["seed"] == 0
+    assert "unit cube" in report["protocol"]["frame"]
+    assert pairs["equal"]["truth_digest"] == pairs["large"]["truth_digest"]
     assert report["environment"]["python"]
     assert {pair["name"] for pair in report["pairs"][:4]} == failed  # worst first
     page = (out / "report.html").read_text()
@@ -93,7 +96,7 @@ def test_four_shards_give_the_figures_of_one_process(folders, tmp_path):
     assert evaluate(*inputs, f"out={whole}").returncode == 0
     for i in (2, 0, 3):
         result = evaluate(*inputs, f"out={parts}", f"shard={i}/4")
-        assert "writes the report" in result.stdout, result.stderr
+        assert "are missing yet; the one that ends last writes" in result.stdout, result.stderr
         assert not (parts / "report.json").exists()
     assert evaluate(*inputs, f"out={parts}", "shard=1/4").returncode == 0
     one, four = (json.loads((out / "report.json").read_text()) for out in (whole, parts))
@@ -151,6 +154,8 @@ def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert (report["num_pairs"], report["num_failed"]) == (2, 0)
     assert report["pairs"][0]["truth"] == "samples"
+    assert report["method"] == {"grid": 48, "texture_px": 128}
+    assert report["inputs"] == {"shards": ShardSet(shards, "samples").sha256}
     assert report["summary"]["f_score_0.02"]["median"] > 0.98
     assert report["summary"]["input_view_psnr_masked"]["median"] > 20.0
     rebuilt = sorted((out / "rebuilt").glob("*.glb"))
@@ -175,6 +180,7 @@ def test_an_autoencoder_is_judged_by_what_it_loses_and_goes_on_where_it_stopped(
     report = json.loads((out / "report.json").read_text())
     median = {key: figures["median"] for key, figures in report["summary"].items()}
     assert (report["num_pairs"], report["num_failed"]) == (2, 0)
+    assert report["inputs"]["autoencoder"] == fingerprint(autoencoder)
     assert 20.0 < median["decoded_psnr_inside"] < 60.0
     assert (
         0.0 < median["decoded_normal_deg_inside"] < median["decoded_normal_p95_deg_inside"] < 20.0
@@ -204,6 +210,7 @@ def test_an_autoencoder_is_judged_by_what_it_loses_and_goes_on_where_it_stopped(
         (["task=rebuild", "shards=/no/such", "out=x"], "/no/such"),
         (["task=meshes", "meshes=a", "reference=b", "out=x", "lpips_weights=/no/w"], "/no/w"),
         (["task=latents", "shards=/no/such", "out=x"], "autoencoder=DIR"),
+        (["task=rebuild", "shards=/no/such", "out=x", "grid=-3"], "grid=-3"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(arguments, said):
@@ -225,3 +232,12 @@ def test_folders_without_a_common_name_are_refused_before_any_work(tmp_path):
     assert "one" in result.stderr
     assert "two" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_third_report_is_wrong_usage():
+    result = subprocess.run(
+        [sys.executable, "eval.py", "compare", "a.json", "b.json", "c (3).json"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr == "error: compare takes two reports, c (3).json is a third\n"

@@ -86,8 +86,8 @@ def test_meshes_are_scored_against_prompts_and_what_has_no_partner_is_named(
     assert sum(score == 0.0 for score in scores) >= 3  # failures count
     assert report["about"]["candidates"] == "5 distinct prompts"
     assert report["sets"] is None
-    assert "cameras" in report["options"]
-    assert report["options"]["background"] == "white"
+    assert "cameras" in report["protocol"]
+    assert report["protocol"]["background"] == "white"
     page = (out / "report.html").read_text("utf-8")
     assert page.count("data:image/png") == 3
     assert "a cup" in page
@@ -96,10 +96,21 @@ def test_meshes_are_scored_against_prompts_and_what_has_no_partner_is_named(
     assert len(views) == 9
     assert evaluate(out, *given)["pairs"] == report["pairs"]
     assert views == {path: path.stat().st_mtime_ns for path in (out / "views").iterdir()}
-    same = compare_files(out / "report.json", out / "report.json", resamples=99, seed=0)
+    same = compare_files(out / "report.json", out / "report.json", resamples=1000, seed=0)
     rows = [line for line in same.splitlines() if line.endswith("| 6 |")]  # failed pairs, too
     assert [row.split("|")[1].strip() for row in rows] == ["CLIP score", "R-precision"]
-    assert len(same.splitlines()) == 4
+    assert "left out" not in same
+
+
+def test_images_beside_a_mesh_are_left_out_and_told(meshes, tmp_path):
+    for i in range(2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    options = ViewOptions(num_views=2, resolution_px=16)
+    assert ImageFolder(tmp_path, options, tmp_path / "views").notes == []
+    (tmp_path / "stray.glb").write_bytes((meshes / "box.glb").read_bytes())
+    folder = ImageFolder(tmp_path, options, tmp_path / "views")
+    assert list(folder.files) == ["stray"]
+    assert "2 image files beside the meshes" in folder.notes[0]
 
 
 def test_a_mesh_without_prompt_is_a_failure(meshes, networks, tmp_path):
@@ -141,7 +152,10 @@ def test_images_are_compared_with_meshes_and_only_by_the_networks_named(meshes, 
     assert list(report["sets"]["figures"]) == ["fid"]
     assert report["sets"]["figures"]["fid"] > 0.01
     assert report["sets"]["num_images"] == 6
-    assert "kid, cmmd, fd_dinov2" in " ".join(report["notes"])
+    assert "not named: cmmd, fd_dinov2." in " ".join(report["notes"])
+    assert "kid is left out, as kid_subset_size=null" in " ".join(report["notes"])
+    assert report["protocol"]["inception"] != str(networks["inception"])  # known by its content
+    assert report["protocol"]["clip"] is None
 
 
 @pytest.mark.parametrize(
@@ -153,6 +167,9 @@ def test_images_are_compared_with_meshes_and_only_by_the_networks_named(meshes, 
         (["reference_images=M", "inception=I", "kid_subset_size=99"], "kid_subset_size=7"),
         (["prompts=P", "clip=C", "reference=M"], "reference_images"),
         (["prompts=P", "clip=/no/such"], "/no/such"),
+        (["prompts=P", "clip=C", "count=2"], "count="),
+        (["prompts=P", "clip=C", "seed=-1"], "seed=-1"),
+        (["prompts=P", "clip=C", "resolution_px=4096000"], "resolution_px=4096000"),
         (["prompts=OTHER", "clip=C"], "no row of prompts"),
         (["prompts=TWICE", "clip=C"], "two rows"),
         (["prompts=BARE", "clip=C"], "no row of prompts has a caption"),

@@ -105,7 +105,8 @@ def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_it_shows(tmp_path)
     report = {
         "about": {"task": "meshes"}, "num_pairs": 1, "num_failed": 1,
         "summary": {}, "pairs": [pair],
-        "options": {"num_samples": 1000, "num_views": 1, "resolution_px": 16, "seed": 0},
+        "inputs": {}, "method": {"grid": 96},
+        "protocol": {"num_samples": 1000, "num_views": 1, "resolution_px": 16, "seed": 0},
         "environment": {"git_sha": "x", "machine": "y", "system": "z", "python": "3"},
     }  # fmt: skip
     path = tmp_path / "report.html"

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from hub_server import serve
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save, save_file
 from shared_assets import WEIGHTS, needs_weights
 from test_latents import AUTOENCODERS
@@ -149,3 +150,16 @@ def test_the_real_taef2_keeps_a_smooth_picture():
     assert 0.2 < latents.std() < 1.5
     error = (decode_packed(autoencoder, latents, 1) - picture) / 2.0
     assert -10.0 * error.square().mean().log10() > 28.0  # dB
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_told(monkeypatch):
+    asked = []
+
+    def unreachable(repository: str, filename: str, **options: object) -> str:
+        asked.append(filename)
+        raise LocalEntryNotFoundError("cannot find the file on the Hub")
+
+    monkeypatch.setattr("modules.latents.autoencoder_files.hf_hub_download", unreachable)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        load_autoencoder("owner/name")
+    assert asked == ["config.json"]
