@@ -1,5 +1,6 @@
 """Encode rendered samples to latents: python encode.py shards=DIR autoencoder=DIR out=DIR.
 
+With conditioner=qwen3 (or flux1, sd3) the captions too, into out/text: conditioner=cached reads it.
 Training the denoiser then reads latents only. A finished cache of the same inputs is left as it is,
 and an interrupted command goes on where it stopped.
 """
@@ -17,6 +18,35 @@ STATISTICS = ("set", "autoencoder")
 
 
 def main(config: DictConfig) -> None:
+    """Encode a set of image shards, and its captions where a text model is named."""
+    encode_latents(config)
+    if "conditioner" in config:
+        encode_text(config)
+
+
+def encode_text(config: DictConfig) -> None:
+    """Embed the captions of a set of latent shards, those that are not embedded yet."""
+    import torch
+    from hydra.utils import instantiate
+
+    from data_pipeline.loading.samples import LatentDataset
+    from modules.networks.text_backbones import PretrainedText
+    from modules.networks.text_cache import write_text_cache
+    from modules.pipelines.device import inference_device
+
+    out, device = Path(config.out), inference_device(config.device)
+    model = instantiate(config.conditioner, _convert_="object")()
+    if not isinstance(model, PretrainedText):
+        raise UserError("conditioner: choose one of qwen3, flux1, sd3; others are trained")
+    torch.nn.Module.to(model, device)
+    dataset = LatentDataset(out, keep_decoded=False)
+    captions = {dataset[(i, i)]["caption"] for i in range(len(dataset))}
+    new = write_text_cache(out / "text", model, captions, config.batch_size)
+    cut = f", {len(model.cut)} of them cut at {model.length} tokens" if model.cut else ""
+    print(f"{out / 'text'}: {new} captions embedded{cut}")
+
+
+def encode_latents(config: DictConfig) -> None:
     """Encode a set of image shards into a set of latent shards."""
     # torch and diffusers take seconds to import; a mistyped key is told before that.
     import torch
@@ -38,6 +68,7 @@ def main(config: DictConfig) -> None:
     if config.statistics not in STATISTICS:
         raise UserError(f"statistics={config.statistics}: choose one of {', '.join(STATISTICS)}")
     inputs = {"packing": packing, "autoencoder": name, "source_manifest_sha256": shard_set.sha256}
+    inputs["coverage"] = True  # caches of before it was stored are made anew
     if config.statistics != "set":
         inputs["statistics"] = config.statistics
     if (out / MANIFEST_NAME).is_file() and read_cache(out).get("inputs") == inputs:
@@ -50,11 +81,15 @@ def main(config: DictConfig) -> None:
         if done.has(start):
             continue
         members = [shard_set.read(i) for i in range(start, min(start + size, len(shard_set)))]
-        images = torch.stack([decode_sample(each)["images"] for each in members]).to(device)
+        samples = [decode_sample(each) for each in members]
+        images = torch.stack([sample["images"] for sample in samples]).to(device)
+        hit = torch.stack([sample["hit"] for sample in samples]).float()
         metas = [json.loads(each["meta.json"]) for each in members]
         uids, captions = ([meta[key] for meta in metas] for key in ("uid", "captions"))
         latents = encode_packed(autoencoder, images, packing)
-        done.write(start, RawPart(uids, captions, latents))
+        cells = latents.shape[-2], latents.shape[-1]
+        coverage = torch.nn.functional.adaptive_avg_pool2d(hit, cells)
+        done.write(start, RawPart(uids, captions, latents, coverage))
     if config.statistics == "autoencoder":
         spec = own_spec(done, autoencoder)
     else:

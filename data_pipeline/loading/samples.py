@@ -158,6 +158,9 @@ def _images(
 class LatentDataset(Dataset[dict[str, Any]]):
     """Cached 2.5D latents: `uid`, `caption` (str), `latents` float32 (m v c h w), normalised.
 
+    And `coverage` float32 (v h w): the share of a cell's pixels that show the asset, in [0, 1].
+    Caches of before it was stored have none.
+
     Args:
         latents: folder that encode.py wrote.
         keep_decoded: keep them in memory; for sets that fit.
@@ -183,6 +186,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             "caption": captions[0] if captions else "",
             "latents": torch.from_numpy(latents),
         }
+        if "coverage.npy" in members:
+            coverage = np.load(io.BytesIO(members["coverage.npy"])).astype(np.float32) / 255.0
+            sample["coverage"] = torch.from_numpy(coverage)
         if self._decoded is not None:
             self._decoded[i] = sample
         return sample

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline.contract import CONVENTIONS_VERSION, MODALITIES, UserError
 from modules.latents.codec import own_statistics
@@ -107,13 +108,23 @@ def own_spec(parts: Iterable[RawPart], autoencoder: Any) -> LatentSpec:
 def cache_members(
     parts: Iterable[RawPart], spec: LatentSpec
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield uid and shard members of every sample: normalised latents as float16, and metadata."""
+    """Yield uid and shard members of every sample: latents, coverage, metadata.
+
+    Latents are normalised, float16; the coverage of cells is in 255ths.
+    """
     mean, std = (torch.tensor(values)[:, None, :, None, None] for values in (spec.mean, spec.std))
     for part in parts:
         latents = ((part.latents - mean) / std).to(torch.float16).numpy()
-        for uid, captions, sample in zip(part.uids, part.captions, latents, strict=True):
-            array = io.BytesIO()
-            np.save(array, sample)
+        coverages = (part.coverage * 255.0).round().to(torch.uint8).numpy()
+        samples = zip(part.uids, part.captions, latents, coverages, strict=True)
+        for uid, captions, sample, coverage in samples:
             meta = {"uid": uid, "captions": captions, "conventions": CONVENTIONS_VERSION}
             text = json.dumps(meta, sort_keys=True, ensure_ascii=False)
-            yield uid, {"latents.npy": array.getvalue(), "meta.json": text.encode()}
+            arrays = {"latents.npy": _npy(sample), "coverage.npy": _npy(coverage)}
+            yield uid, {**arrays, "meta.json": text.encode()}
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()

@@ -26,11 +26,13 @@ class RawPart:
         uids: of the samples.
         captions: of each sample, any number.
         latents: packed, as the autoencoder gives them.
+        coverage: share of a cell's pixels that show the asset, in [0, 1].
     """
 
     uids: Sequence[str]
     captions: Sequence[Sequence[str]]
     latents: Float[Tensor, "b m v c h w"]
+    coverage: Float[Tensor, "b v h w"]
 
 
 class RawLatents:
@@ -60,6 +62,7 @@ class RawLatents:
         np.savez(
             temporary,
             latents=part.latents.cpu().numpy(),
+            coverage=part.coverage.cpu().numpy(),
             names=np.frombuffer(names.encode(), np.uint8),
         )
         os.replace(temporary, self._path(number))
@@ -68,7 +71,8 @@ class RawLatents:
         for path in sorted(self.folder.glob("part-*.npz")):
             with np.load(path) as stored:
                 uids, captions = json.loads(stored["names"].tobytes())
-                yield RawPart(uids, captions, torch.from_numpy(stored["latents"]))
+                tensors = (torch.from_numpy(stored[key]) for key in ("latents", "coverage"))
+                yield RawPart(uids, captions, *tensors)
 
     def remove(self) -> None:
         """Remove the folder: the finished set has taken its place."""

@@ -1,6 +1,7 @@
 """Rectified flow over modalities: x_t = (1 - t) * clean + t * noise, velocity = noise - clean."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ class TimestepMix:
         independent: each modality at its own level.
         mean: mean of the logit of t; larger is noisier.
         std: standard deviation of the logit of t.
+        mean_tokens: tokens of a modality at which `mean` holds: see `at`. None: at any number.
     """
 
     joint: float = 0.6
@@ -32,11 +34,24 @@ class TimestepMix:
     independent: float = 0.15
     mean: float = 0.5
     std: float = 1.0
+    mean_tokens: int | None = None
 
     def __post_init__(self) -> None:
         shares = (self.joint, self.texture, self.geometry, self.independent)
         if min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
             raise ValueError(f"shares of the training mix must be >= 0 and sum to 1, not {shares}")
+
+    def at(self, num_tokens: int) -> "TimestepMix":
+        """Return the mix for so many tokens: the more there are, the noisier it is.
+
+        Noise hides an image that says the same thing in more tokens less. Levels are shifted to
+        s t / (1 + (s - 1) t) with s the root of the ratio of tokens (equation 23 of arXiv
+        2403.03206), which adds log(s) to the logit of t. We count the tokens of all views.
+        """
+        if self.mean_tokens is None:
+            return self
+        shift = 0.5 * math.log(num_tokens / self.mean_tokens)
+        return replace(self, mean=self.mean + shift, mean_tokens=None)
 
     def sample(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
@@ -113,6 +128,21 @@ def mean_over_noisy(
 def mean_square(values: Float[Tensor, "b m *rest"]) -> Float[Tensor, "b m"]:
     """Return the mean square per sample and modality."""
     return values.square().flatten(2).mean(dim=2)
+
+
+def weighted_mean_square(
+    values: Float[Tensor, "b m v c h w"], coverage: Float[Tensor, "b v h w"], foreground: float
+) -> Float[Tensor, "b m"]:
+    """Return the mean square per sample and modality, cells weighted by what they show.
+
+    Args:
+        values: to square.
+        coverage: share of a cell that shows the asset, in [0, 1].
+        foreground: weight of a cell that shows nothing else; one of background has weight 1.
+    """
+    weights = 1.0 + (foreground - 1.0) * coverage
+    per_cell = values.square().mean(dim=3)
+    return (per_cell * weights[:, None]).sum((2, 3, 4)) / weights.sum((1, 2, 3))[:, None]
 
 
 def _expand(timesteps: Float[Tensor, "b m"], like: Float[Tensor, "b m *rest"]) -> Tensor:

@@ -13,6 +13,8 @@ from modules.networks.denoiser import JointDenoiser
 from modules.networks.flux1 import Flux1Backbone
 from modules.networks.flux2 import Flux2Backbone
 from modules.networks.sd3 import Sd3Backbone
+from modules.networks.text_backbones import PretrainedText, load_text
+from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 
 CONFIG_NAME = "denoiser.json"
@@ -78,25 +80,26 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
 def save_denoiser(
     directory: Path,
     denoiser: JointDenoiser,
-    text_encoder: TextEncoder,
-    vocabulary: Vocabulary,
+    text_encoder: TextEncoder | PretrainedText | CachedText,
     sampling: dict[str, Any],
     trained_on: str | None = None,
 ) -> None:
     """Write a denoiser and its text encoder into an existing folder.
 
     Args:
-        directory: gets what `save_network` writes, `text_encoder.safetensors`, `vocabulary.json`
-            and `denoiser.json`.
+        directory: gets what `save_network` writes, `denoiser.json`, and of a text encoder that was
+            trained `text_encoder.safetensors` and `vocabulary.json`. Of a pretrained one only its
+            name is written.
         denoiser: to write.
         text_encoder: to write.
-        vocabulary: of the text encoder.
-        sampling: what a sampler must know: `prediction` and `shift`.
+        sampling: what a sampler must know: `prediction`, `shift` and `num_references`.
         trained_on: SHA-256 of the manifest of the rendered samples; None where it is not known.
     """
-    weights = {name: tensor.contiguous() for name, tensor in text_encoder.state_dict().items()}
-    save_file(weights, directory / "text_encoder.safetensors")
-    vocabulary.save(directory / "vocabulary.json")
+    if isinstance(text_encoder, TextEncoder):
+        assert text_encoder.vocabulary is not None
+        weights = {name: tensor.contiguous() for name, tensor in text_encoder.state_dict().items()}
+        save_file(weights, directory / "text_encoder.safetensors")
+        text_encoder.vocabulary.save(directory / "vocabulary.json")
     content = {
         "conventions": CONVENTIONS_VERSION,
         "network": save_network(directory, denoiser),
@@ -120,8 +123,8 @@ def trained_on(directory: Path) -> str | None:
 
 def load_denoiser(
     directory: Path,
-) -> tuple[JointDenoiser, TextEncoder, Vocabulary, dict[str, Any]]:
-    """Read what `save_denoiser` wrote: networks ready for inference, vocabulary, sampling.
+) -> tuple[JointDenoiser, TextEncoder | PretrainedText, dict[str, Any]]:
+    """Read what `save_denoiser` wrote: networks ready for inference, and how to sample.
 
     Raises:
         UserError: the folder is no exported denoiser, is damaged, or follows other conventions.
@@ -129,10 +132,7 @@ def load_denoiser(
     try:
         content = json.loads((directory / CONFIG_NAME).read_text("utf-8"))
         check_conventions(content["conventions"], str(directory))
-        weights = load_file(directory / "text_encoder.safetensors")
-        vocabulary = Vocabulary.load(directory / "vocabulary.json")
-        text_encoder = TextEncoder(**content["text_encoder"])
-        text_encoder.load_state_dict(weights)
+        text_encoder = _load_text_encoder(directory, content["text_encoder"])
         denoiser = load_network(directory, content.get("network", {}))
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -142,4 +142,13 @@ def load_denoiser(
         ) from error
     for network in (denoiser, text_encoder):
         network.eval().requires_grad_(False)
-    return denoiser, text_encoder, vocabulary, sampling
+    return denoiser, text_encoder, sampling
+
+
+def _load_text_encoder(directory: Path, config: dict[str, Any]) -> TextEncoder | PretrainedText:
+    if "kind" in config:
+        return load_text(config)
+    text_encoder = TextEncoder(**config)
+    text_encoder.load_state_dict(load_file(directory / "text_encoder.safetensors"))
+    text_encoder.vocabulary = Vocabulary.load(directory / "vocabulary.json")
+    return text_encoder

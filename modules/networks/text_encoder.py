@@ -102,6 +102,7 @@ class TextEncoder(nn.Module):
             "num_heads": num_heads,
         }
         self.length = length
+        self.vocabulary: Vocabulary | None = None
         self.word_embedding = nn.Embedding(max_words, width)
         self.position_embedding = nn.Parameter(torch.zeros(length, width))
         layer = nn.TransformerEncoderLayer(
@@ -112,3 +113,14 @@ class TextEncoder(nn.Module):
     def forward(self, words: Int[Tensor, "b k"]) -> Float[Tensor, "b k e"]:
         """Return one embedding per word position; `k` is the constant length."""
         return self.layers(self.word_embedding(words) + self.position_embedding)
+
+    def embed(self, texts: list[str]) -> tuple[Float[Tensor, "b k e"], None]:
+        """Return the embeddings of captions in the words of `vocabulary`; none of the whole."""
+        assert self.vocabulary is not None
+        words = self.vocabulary.encode(texts, self.length)
+        return self(words.to(self.position_embedding.device)), None
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that no training caption held."""
+        assert self.vocabulary is not None
+        return self.vocabulary.unknown_words(text)

@@ -1,28 +1,30 @@
-"""Text, or text and geometry, to 2.5D images."""
+"""Text, reference images and geometry, in any combination, to 2.5D images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 
 from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.autoencoder_files import load_autoencoder
-from modules.latents.codec import LatentCodec
+from modules.latents.codec import LatentCodec, encode_packed
 from modules.latents.spec import LatentSpec
-from modules.losses.flow import Prediction, to_velocity
+from modules.losses.flow import RGB, Prediction, to_velocity
+from modules.networks.conditioner import Conditions, join_conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import load_denoiser
 from modules.networks.pipeline_folder import stage_folder
-from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.networks.text_backbones import PretrainedText
+from modules.networks.text_encoder import TextEncoder
+from modules.pipelines.sampling import Progress, Sampling, integrate, rescale
 
 GEOMETRY = (MODALITIES.index("normal"), MODALITIES.index("coord"))
 
-Progress = Callable[[int, int], None]
-"""Called after every step with the number of steps done and of all steps."""
+MIN_T = 1e-4
+"""Bound of divisions by t. Held modalities have t = 0 and a velocity that is not used; noisy ones
+have t >= 1 / steps."""
 
 
 class TextTo25D:
@@ -31,26 +33,26 @@ class TextTo25D:
     Args:
         codec: between images and latents.
         denoiser: trained on latents of the codec's spec.
-        text_encoder: trained with the denoiser.
-        vocabulary: of the text encoder.
+        text_encoder: whose embeddings the denoiser was trained with.
         prediction: what the denoiser's output stands for.
-        shift: shift of the sampler's timesteps.
+        shift: shift of the sampler's timesteps; None is the backbone's own.
+        num_references: slots for reference images that the denoiser was trained with.
     """
 
     def __init__(
         self,
         codec: LatentCodec,
         denoiser: JointDenoiser,
-        text_encoder: TextEncoder,
-        vocabulary: Vocabulary,
+        text_encoder: TextEncoder | PretrainedText,
         *,
         prediction: Prediction = "clean",
-        shift: float = 1.0,
+        shift: float | None = 1.0,
+        num_references: int = 0,
     ) -> None:
         self.codec, self.denoiser = codec, denoiser
-        self.text_encoder, self.vocabulary = text_encoder, vocabulary
+        self.text_encoder = text_encoder
         self.prediction: Prediction = prediction
-        self.shift = shift
+        self.shift, self.num_references = shift, num_references
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> "TextTo25D":
@@ -61,9 +63,9 @@ class TextTo25D:
                 another autoencoder.
         """
         autoencoder, exported = (stage_folder(directory, s) for s in ("autoencoder", "denoiser"))
-        denoiser, text_encoder, vocabulary, sampling = load_denoiser(exported)
+        denoiser, text_encoder, sampling = load_denoiser(exported)
         codec = LatentCodec(load_autoencoder(autoencoder), LatentSpec.load(exported))
-        return cls(codec, denoiser, text_encoder, vocabulary, **sampling)
+        return cls(codec, denoiser, text_encoder, **sampling)
 
     def to(self, device: torch.device | str) -> "TextTo25D":
         """Move all networks."""
@@ -85,6 +87,11 @@ class TextTo25D:
         guidance: float = 3.0,
         progress: Progress | None = None,
         geometry: Float[Tensor, "b m v 3 h w"] | None = None,
+        *,
+        references: Sequence[Sequence[Float[Tensor, "3 height width"]]] | None = None,
+        solver: str = "euler",
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
     ) -> Float[Tensor, "b m v 3 h w"]:
         """Generate one set of images per prompt, in [-1, 1].
 
@@ -94,20 +101,35 @@ class TextTo25D:
                 alone, not on what else is in the batch.
             steps: sampling steps.
             guidance: scale of classifier-free guidance; 1 is none.
-            progress: called after every step.
+            progress: called after every pass of the denoiser.
             geometry: images whose normal and coord are held clean, so that only rgb is generated;
                 their rgb is not read.
+            references: for every prompt the images, in [-1, 1] and of the views' size, of what is
+                to be made; a prompt may have none.
+            solver: see `Sampling`, as the two that follow.
+            guidance_interval: where guidance acts.
+            guidance_rescale: against saturated colours.
+
+        Raises:
+            UserError: a number of things does not fit another, or a value is out of its range.
         """
         if len(prompts) != len(seeds):
             raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+        sampling = Sampling(
+            steps=steps,
+            solver=solver,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+        )
+        nothing: list[list[Tensor]] = [[] for _ in prompts]
         clean = None if geometry is None else self.codec.encode(geometry)
         held = () if geometry is None else GEOMETRY
         latents = self.sample(
-            self.embed(prompts),
-            self.embed([""] * len(prompts)),
+            self.conditions(prompts, nothing if references is None else references),
+            self.conditions([""] * len(prompts), nothing),
             self.starting_noise(seeds),
-            steps=steps,
-            guidance=guidance,
+            sampling,
             clean=clean,
             held=held,
             progress=progress,
@@ -117,10 +139,47 @@ class TextTo25D:
             images[:, list(held)] = geometry[:, list(held)]
         return images
 
-    def embed(self, prompts: list[str]) -> Float[Tensor, "b k e"]:
-        """Return the text embeddings of captions; words that training never saw are `<unk>`."""
-        words = self.vocabulary.encode(prompts, self.text_encoder.length)
-        return self.text_encoder(words.to(self.device))
+    def conditions(
+        self, prompts: list[str], references: Sequence[Sequence[Float[Tensor, "3 height width"]]]
+    ) -> Conditions:
+        """Return what the denoiser is told; words that training never saw are `<unk>`.
+
+        Raises:
+            UserError: there are more references than the denoiser was trained with, or not as many
+                lists of them as prompts.
+        """
+        text, pooled = self.text_encoder.embed(prompts)
+        encoded = self._encode_references(references, len(prompts))
+        return Conditions(text=text, pooled=pooled, references=encoded)
+
+    def _encode_references(
+        self, references: Sequence[Sequence[Float[Tensor, "3 height width"]]], batch_size: int
+    ) -> Float[Tensor, "b r c h w"] | None:
+        if len(references) != batch_size:
+            raise UserError(f"{batch_size} prompts need as many lists of reference images")
+        if (most := max(map(len, references))) > self.num_references:
+            raise UserError(
+                f"{most} reference images for one prompt: this model was trained with "
+                f"{self.num_references} (system.image_share above 0 trains with one)"
+            )
+        if self.num_references == 0:
+            return None
+        spec = self.codec.spec
+        shape = (batch_size, self.num_references, spec.channels, spec.grid, spec.grid)
+        latents = torch.zeros(shape, device=self.device)
+        for row, images in enumerate(references):
+            for slot, image in enumerate(images):
+                packed = encode_packed(
+                    self.codec.autoencoder, image[None].to(self.device), spec.packing
+                )
+                encoded = (packed - self.codec.mean[RGB]) / self.codec.std[RGB]
+                if encoded.shape[-2:] != latents.shape[-2:]:
+                    raise UserError(
+                        f"a reference image of {image.shape[-1]} x {image.shape[-2]} pixels: "
+                        "resize it to the size of the views"
+                    )
+                latents[row, slot] = encoded[0]
+        return latents
 
     def starting_noise(self, seeds: list[int]) -> Float[Tensor, "b m v c h w"]:
         """Return noise that is a function of each item's seed alone, drawn on the CPU."""
@@ -131,63 +190,64 @@ class TextTo25D:
 
     def sample(
         self,
-        text: Float[Tensor, "b k e"],
-        null_text: Float[Tensor, "b k e"],
+        conditions: Conditions,
+        null: Conditions,
         noise: Float[Tensor, "b m v c h w"],
+        sampling: Sampling,
         *,
-        steps: int,
-        guidance: float,
         clean: Float[Tensor, "b m v c h w"] | None = None,
         held: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Float[Tensor, "b m v c h w"]:
-        """Integrate the flow from noise to latents.
+        """Integrate the flow from noise to latents; see `integrate`.
 
         Args:
-            text: embeddings of the captions.
-            null_text: embeddings of the null caption.
+            conditions: what is asked for.
+            null: what guidance leads away from.
             noise: to start from.
-            steps: of Euler's method.
-            guidance: scale of classifier-free guidance; 1 skips the second half of the batch.
+            sampling: how.
             clean: latents of the modalities in `held`.
-            held: indices of modalities that stay clean, at timestep 0, from start to end.
-            progress: called after every step.
+            held: indices of modalities that stay clean.
+            progress: called after every pass.
         """
-        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=self.shift)
-        scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / steps, steps).tolist())
-        is_noisy = torch.ones(len(MODALITIES), device=noise.device)
-        is_noisy[list(held)] = 0.0
+        both = join_conditions(conditions, null)
 
-        def hold(latents: Tensor) -> Tensor:
-            if clean is None:
-                return latents
-            return torch.where(is_noisy[:, None, None, None, None] > 0, latents, clean)
+        def velocity(latents: Tensor, timesteps: Tensor, guided: bool) -> Tensor:
+            if not guided:
+                return self._velocity(latents, timesteps, conditions)
+            # One batch, so that both halves see the same kernels; the conditioned half comes first.
+            plain, unconditioned = self._velocity(
+                latents.repeat(2, *[1] * 5), timesteps.repeat(2, 1), both
+            ).chunk(2)
+            change = unconditioned + sampling.guidance * (plain - unconditioned)
+            if sampling.guidance_rescale == 0.0:
+                return change
+            t = timesteps.reshape(*timesteps.shape, 1, 1, 1, 1)
+            predicted = rescale(
+                latents - t * change, latents - t * plain, sampling.guidance_rescale
+            )
+            return to_velocity(predicted, latents, timesteps, "clean", MIN_T)
 
-        latents = hold(noise)
-        guided = guidance != 1.0
-        for step, timestep in enumerate(scheduler.timesteps):
-            sigma = scheduler.sigmas[step].item()
-            timesteps = (sigma * is_noisy).expand(len(noise), -1)
-            if guided:  # one batch, so both halves see the same kernels; order: text, null
-                velocity, null_velocity = self._velocity(
-                    torch.cat([latents, latents]),
-                    torch.cat([timesteps, timesteps]),
-                    torch.cat([text, null_text]),
-                ).chunk(2)
-                velocity = null_velocity + guidance * (velocity - null_velocity)
-            else:
-                velocity = self._velocity(latents, timesteps, text)
-            latents = hold(scheduler.step(velocity, timestep, latents, return_dict=False)[0])
-            if progress is not None:
-                progress(step + 1, steps)
-        return latents
+        return integrate(
+            velocity,
+            noise,
+            sampling,
+            shift=self._shift(sampling.steps),
+            clean=clean,
+            held=held,
+            progress=progress,
+        )
+
+    def _shift(self, steps: int) -> float:
+        if self.shift is not None:
+            return self.shift
+        return self.denoiser.backbone.sampling_shift(self.codec.spec.grid**2, steps)
 
     def _velocity(
         self,
         latents: Float[Tensor, "b m v c h w"],
         timesteps: Float[Tensor, "b m"],
-        text: Float[Tensor, "b k e"],
+        conditions: Conditions,
     ) -> Float[Tensor, "b m v c h w"]:
-        output = self.denoiser(latents, timesteps, text)
-        # Held modalities have t = 0; their velocity is never used. Noisy ones have t >= 1 / steps.
-        return to_velocity(output, latents, timesteps, self.prediction, min_t=1e-4)
+        output = self.denoiser(latents, timesteps, conditions.text, **conditions.options)
+        return to_velocity(output, latents, timesteps, self.prediction, MIN_T)

@@ -109,7 +109,7 @@ def generate_from_prompt(
     if not math.isfinite(guidance):
         raise UserError(f"guidance={guidance} must be a finite number; 1 is none")
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
-    if unknown := generator.vocabulary.unknown_words(prompt):
+    if unknown := generator.text_encoder.unknown_words(prompt):
         print(
             f"warning: no training caption held {', '.join(unknown)}: the model ignores what it "
             f"does not know ({checkpoint}/denoiser/vocabulary.json lists what it knows)",

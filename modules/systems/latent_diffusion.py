@@ -1,7 +1,7 @@
 """Recipe of the joint latent diffusion: text to 2.5D latents, texture and geometry in one model."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,30 @@ from modules.losses.flow import (
     mean_square,
     to_velocity,
     velocity_target,
+    weighted_mean_square,
 )
+from modules.networks.conditioner import Conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import save_denoiser
+from modules.networks.text_backbones import PretrainedText
+from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.systems.own_references import OwnReferences
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
 
 
 class LatentDiffusionSystem(lightning.LightningModule):
-    """Train a joint denoiser and its text encoder on cached latents by rectified flow.
+    """Train a joint denoiser on cached latents by rectified flow, and a text encoder with it.
+
+    Pretrained text models stay as they are; their embeddings may come from a cache too.
 
     What the latents mean and which words the captions use is read from the cache when training
     starts (`encode.py` wrote both there), so the networks can be built without any data.
 
     Args:
         denoiser: builds the denoiser.
-        text_encoder: builds the text encoder.
+        text_encoder: builds what embeds captions.
         optimizer: makes the optimizer of given parameters.
         latents: folder of the latent cache that is trained on.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
@@ -46,9 +53,16 @@ class LatentDiffusionSystem(lightning.LightningModule):
         prediction: what the denoiser's output stands for: `clean` or `velocity`.
         min_t: bound of the division by t in the loss of a clean prediction.
         modality_weights: of the losses of rgb, normal and coord.
+        foreground_weight: of cells that show the asset, those of the background having weight 1.
         text_dropout: share of captions that training replaces by the null caption.
+        image_share: share of samples that see one of their own views as a reference image, whatever
+            becomes of their caption; the others see the null reference. 0 trains without
+            references, .9 stands for 10 % of dropout.
+        image_views: views that may be the reference; None is any.
         sampling_shift: shift of the sampler's timesteps that is exported; above 1 takes finer steps
-            where noise is strong.
+            where noise is strong. None is the backbone's own.
+        compile_blocks: keyword arguments of `torch.compile` for the backbone's blocks, each alone;
+            None runs them as they are.
         seed: of what training draws.
     """
 
@@ -58,7 +72,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def __init__(
         self,
         denoiser: Callable[[], JointDenoiser],
-        text_encoder: Callable[[], TextEncoder],
+        text_encoder: Callable[[], TextEncoder | PretrainedText | CachedText],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         latents: str,
         scheduler: Callable[[Optimizer], Any] | None = None,
@@ -67,8 +81,12 @@ class LatentDiffusionSystem(lightning.LightningModule):
         prediction: Prediction = "clean",
         min_t: float = 0.15,
         modality_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        foreground_weight: float = 1.0,
         text_dropout: float = 0.1,
-        sampling_shift: float = 1.0,
+        image_share: float = 0.0,
+        image_views: Sequence[int] | None = None,
+        sampling_shift: float | None = 1.0,
+        compile_blocks: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,7 +96,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.prediction: Prediction = prediction
         self.mix, self.min_t = mix, min_t
         self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
-        self.seed = seed
+        self.references = OwnReferences(image_share, image_views)
+        self.foreground_weight = foreground_weight
+        self.compile_blocks, self.seed = compile_blocks, seed
+        self.strict_loading = False  # of what is trained; `on_load_checkpoint` checks that all is
         self.register_buffer("weights", torch.tensor(modality_weights), persistent=False)
         self.denoiser: Any = None
         self.text_encoder: Any = None
@@ -89,6 +110,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.denoiser is None:
             self.denoiser, self.text_encoder = self.build_denoiser(), self.build_text_encoder()
+            if self.compile_blocks is not None:
+                for kind in ("transformer_blocks", "single_transformer_blocks"):
+                    for block in getattr(self.denoiser.backbone.transformer, kind, ()):
+                        block.compile(**self.compile_blocks)
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -104,22 +129,36 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def on_fit_start(self) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
-        num_words, views = self.text_encoder.config["max_words"], self.denoiser.num_views
+        views = self.denoiser.num_views
         if self.denoiser.channels != self.spec.channels or views != self.spec.num_views:
             raise UserError(
                 f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} "
                 f"channels, the denoiser takes {views} of {self.denoiser.channels}: set "
                 "denoiser.num_views and denoiser.in_channels, or encode with another packing"
             )
-        if len(self.vocabulary) > num_words:
+        if isinstance(self.text_encoder, TextEncoder):
+            num_words = self.text_encoder.config["max_words"]
+            if len(self.vocabulary) > num_words:
+                raise UserError(
+                    f"{self.latents} has {len(self.vocabulary)} words, the text encoder "
+                    f"{num_words}: raise conditioner.max_words"
+                )
+            self.text_encoder.vocabulary = self.vocabulary
+        text, pooled = self.text_encoder.embed([""])
+        backbone, width = self.denoiser.backbone, None if pooled is None else pooled.shape[1]
+        if (text.shape[2], width) != (backbone.text_width, backbone.pooled_width):
             raise UserError(
-                f"{self.latents} has {len(self.vocabulary)} words, the text encoder {num_words}: "
-                "raise conditioner.max_words"
+                f"the conditioner embeds text with {text.shape[2]} numbers a token and {width} of "
+                f"the whole, the denoiser takes {backbone.text_width} and {backbone.pooled_width}: "
+                "choose the conditioner of that backbone (conf/conditioner)"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
+        trained = self._trained_names()
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
         checkpoint["vocabulary"] = self.vocabulary.words
 
@@ -132,16 +171,27 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"{self.latents} is another latent cache than the checkpoint's: start a new run "
                 "(another paths.run_dir), or name the old cache"
             )
+        if differing := sorted(self._trained_names() ^ checkpoint["state_dict"].keys()):
+            raise UserError(
+                f"the checkpoint was trained with another denoiser, conditioner or adapters: "
+                f"{', '.join(differing[:3])} is on one side only; start a new run (another "
+                "paths.run_dir)"
+            )
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, and what callbacks look at: `errors` and `timesteps` (b m)."""
         latents: Tensor = batch["latents"]
         generator = draw_generator(self, self.seed, batch_idx)
         drawn = {"device": latents.device, "generator": generator}
         keep = torch.rand(len(latents), **drawn) >= self.text_dropout
         captions = [c if k else "" for c, k in zip(batch["caption"], keep.tolist(), strict=True)]
-        timesteps = self.mix.sample(len(latents), **drawn)
+        timesteps = self._mix(latents).sample(len(latents), **drawn)
         noise = torch.randn(latents.shape, **drawn)
-        errors, baseline = self._errors(latents, captions, timesteps, noise)
+        conditions = self.conditions(captions, self.references.draw(latents, generator))
+        errors, baseline = self._errors(batch, conditions, timesteps, noise)
         losses = mean_over_noisy(errors, timesteps)
         total = (losses * self.weights).sum() / self.weights.sum()
         ratio = losses.sum() / mean_over_noisy(baseline, timesteps).sum()
@@ -149,7 +199,17 @@ class LatentDiffusionSystem(lightning.LightningModule):
         logged["train/loss/predict_zero_ratio"] = ratio.detach()
         self.log_dict(logged, batch_size=len(latents))
         self.log("train/loss/total", total.detach(), batch_size=len(latents), prog_bar=True)
-        return total
+        return {"loss": total, "errors": errors.detach(), "timesteps": timesteps}
+
+    def conditions(
+        self, captions: list[str], references: Float[Tensor, "b r c h w"] | None
+    ) -> Conditions:
+        """Return what the denoiser is told."""
+        text, pooled = self.text_encoder.embed(captions)
+        return Conditions(text=text, pooled=pooled, references=references)
+
+    def _mix(self, latents: Float[Tensor, "b m v c h w"]) -> TimestepMix:
+        return self.mix.at(latents.shape[2] * latents.shape[4] * latents.shape[5])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure the loss on fixed noise, and by how much shuffled captions make it worse.
@@ -160,45 +220,68 @@ class LatentDiffusionSystem(lightning.LightningModule):
         latents: Tensor = batch["latents"]
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         size = len(latents)
-        levels = self.mix.levels(5).to(latents.device)
+        levels = self._mix(latents).levels(5).to(latents.device)
+        captions, null = batch["caption"], self.references.null(latents)
+        shuffled = captions[1:] + captions[:1]
+        true, wrong = (self.conditions(each, null) for each in (captions, shuffled))
         sums = latents.new_zeros(3, len(MODALITIES))  # true, shuffled captions; predict zero
         for level in levels:
             timesteps = level.expand(size, len(MODALITIES))
             noise = torch.randn(latents.shape, device=latents.device, generator=generator)
-            captions = batch["caption"]
-            errors, baseline = self._errors(latents, captions, timesteps, noise)
-            shuffled = captions[1:] + captions[:1]
-            wrong, _ = self._errors(latents, shuffled, timesteps, noise)
-            sums = sums + torch.stack([errors.mean(0), wrong.mean(0), baseline.mean(0)])
+            errors, baseline = self._errors(batch, true, timesteps, noise)
+            misled, _ = self._errors(batch, wrong, timesteps, noise)
+            sums = sums + torch.stack([errors.mean(0), misled.mean(0), baseline.mean(0)])
         per_modality = sums[0] / len(levels)
-        true, wrong, zero = sums.mean(dim=1) / len(levels)
+        right, misled, zero = sums.mean(dim=1) / len(levels)
         figures = {f"val/loss/{name}": per_modality[i] for i, name in enumerate(MODALITIES)}
-        figures |= {"val/loss/total": true, "val/loss/predict_zero_ratio": true / zero}
+        figures |= {"val/loss/total": right, "val/loss/predict_zero_ratio": right / zero}
         if size > 1:  # else there is no other caption
-            figures["val/loss/true_minus_shuffled"] = true - wrong
+            figures["val/loss/true_minus_shuffled"] = right - misled
         self.log_dict(figures, batch_size=size, sync_dist=True)
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "b m v c h w"],
+        timesteps: Float[Tensor, "b m"],
+        conditions: Conditions,
+        **options: Any,
+    ) -> Float[Tensor, "b m v c h w"]:
+        """Return the denoiser's output; `options` are further keyword arguments of it."""
+        return self.denoiser(noisy, timesteps, conditions.text, **conditions.options, **options)
 
     def _errors(
         self,
-        latents: Float[Tensor, "b m v c h w"],
-        captions: list[str],
+        batch: dict[str, Any],
+        conditions: Conditions,
         timesteps: Float[Tensor, "b m"],
         noise: Float[Tensor, "b m v c h w"],
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """Return the velocity loss per sample and modality, and that of predicting zero."""
-        assert self.vocabulary is not None
-        words = self.vocabulary.encode(captions, self.text_encoder.length).to(latents.device)
+        latents = batch["latents"]
         noisy = add_noise(latents, noise, timesteps)
-        output = self.denoiser(noisy, timesteps, self.text_encoder(words))
+        output = self.predict(noisy, timesteps, conditions)
         velocity = to_velocity(output, noisy, timesteps, self.prediction, self.min_t)
         target = velocity_target(latents, noisy, noise, timesteps, self.prediction, self.min_t)
-        return mean_square(velocity - target), mean_square(target)
+        if self.foreground_weight == 1.0:
+            return mean_square(velocity - target), mean_square(target)
+        if "coverage" not in batch:
+            raise UserError(
+                f"{self.latents} says nothing of what is foreground: make it again with encode.py, "
+                "or set system.foreground_weight=1"
+            )
+        weighting = batch["coverage"], self.foreground_weight
+        return (
+            weighted_mean_square(velocity - target, *weighting),
+            weighted_mean_square(target, *weighting),
+        )
 
     def export(self, directory: Path) -> None:
-        """Write denoiser, text encoder, vocabulary and latent spec."""
+        """Write denoiser, text encoder and latent spec."""
         assert self.spec is not None
-        assert self.vocabulary is not None
-        sampling = {"prediction": self.prediction, "shift": self.sampling_shift}
-        networks = self.denoiser, self.text_encoder, self.vocabulary
-        save_denoiser(directory, *networks, sampling, self.trained_on)
+        sampling = {
+            "prediction": self.prediction,
+            "shift": self.sampling_shift,
+            "num_references": int(self.references.share > 0.0),
+        }
+        save_denoiser(directory, self.denoiser, self.text_encoder, sampling, self.trained_on)
         self.spec.save(directory)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sphere_shards import sphere_members
+from tiny_text import save_qwen3
 
 import encode
 import eval as evaluation
@@ -108,6 +109,11 @@ def test_cache_holds_every_sample_and_says_what_it_is(runs, shards):
     assert latents.shape == (NUM_SAMPLES, 3, 6, 512, 1, 1)
     assert latents.mean(dim=(0, 2, 4, 5)).abs().max() < 1e-2
     assert latents.square().mean().item() == pytest.approx(1.0, abs=0.01)
+    # One cell a view: the share of a ball's disc in the image of 1.1 world units.
+    coverage = torch.stack([sample["coverage"] for sample in samples])
+    radii = torch.tensor([0.3 + 0.03 * i for i in range(NUM_SAMPLES)])
+    discs = (torch.pi * (radii / 1.1) ** 2)[:, None, None, None].expand(-1, 6, 1, 1)
+    torch.testing.assert_close(coverage, discs, rtol=0.05, atol=0.01)
 
 
 def test_cached_latents_decode_to_the_rendered_images(runs, shards):
@@ -202,6 +208,44 @@ def test_the_exported_pipeline_generates_and_textures(runs):
     assert torch.isfinite(images).all()
     textured = pipeline(["a red ball"], [0], steps=2, geometry=images[:1])
     assert torch.equal(textured[:, 1:], images[:1, 1:])
+
+
+def test_captions_embedded_by_a_pretrained_text_model_train_and_generate(runs, shards, tmp_path):
+    save_qwen3(tmp_path / "klein")
+    pretrained = [f"conditioner.source={tmp_path}/klein", "conditioner.dtype=float32"]
+    pretrained += ["+conditioner.layers=[1,2,3]", "conditioner.length=48"]
+    encode.main(
+        compose(
+            "encode",
+            [
+                *encode_arguments(tmp_path / "latents", shards, runs),
+                "conditioner=qwen3",
+                *pretrained,
+            ],
+        )
+    )
+    # three captions are trained on, of two each; and the null caption
+    assert len(list((tmp_path / "latents" / "text").glob("*.safetensors"))) == 4
+    shutil.copytree(runs / "pipeline" / "autoencoder", tmp_path / "pipeline" / "autoencoder")
+    options = [f"latents={tmp_path}/latents", "conditioner=cached", *SMALL]
+    wide = "denoiser.joint_attention_dim=48"
+    train_stage(
+        "latent_diffusion", 2, tmp_path, "run", *options, wide,
+        "system.image_share=0.9", "system.sampling_shift=null",
+    )  # fmt: skip
+    exported = tmp_path / "pipeline" / "denoiser"
+    assert not (exported / "text_encoder.safetensors").exists()
+    pipeline = TextTo25D.from_pretrained(tmp_path / "pipeline")
+    reference = torch.zeros(3, RESOLUTION_PX, RESOLUTION_PX)
+    images = pipeline(
+        ["a red ball", "what no training caption said"], [0, 1], steps=2,
+        references=[[reference], []], solver="heun",
+    )  # fmt: skip
+    assert torch.isfinite(images).all()
+    with pytest.raises(UserError, match="48 numbers a token and None of the whole"):
+        train_stage(
+            "latent_diffusion", 1, tmp_path, "narrow", *options, "denoiser.joint_attention_dim=32"
+        )
 
 
 def test_held_back_captions_are_made_and_what_they_show_is_measured(runs, shards, tmp_path):

@@ -8,6 +8,7 @@ from modules.losses.flow import (
     mean_square,
     to_velocity,
     velocity_target,
+    weighted_mean_square,
 )
 
 
@@ -78,3 +79,22 @@ def test_levels_stand_for_what_the_mix_draws():
 def test_shares_must_sum_to_one():
     with pytest.raises(ValueError, match="sum to 1"):
         TimestepMix(joint=0.9, texture=0.9, geometry=0.0, independent=0.0)
+
+
+def test_more_tokens_are_noised_more_by_the_stated_shift():
+    mix = TimestepMix(mean=0.3, std=0.8, mean_tokens=64)
+    shift = 3.0  # nine times the tokens
+    levels, more = mix.levels(9), mix.at(64 * 9).levels(9)
+    torch.testing.assert_close(more, shift * levels / (1.0 + (shift - 1.0) * levels))
+    torch.testing.assert_close(mix.at(64).levels(9), levels)
+    assert TimestepMix().at(10) == TimestepMix()
+
+
+def test_foreground_counts_by_its_weight_and_share():
+    values = torch.ones(1, 3, 2, 4, 1, 2)
+    values[:, 1, 0, :, 0, 0] = 3.0  # one of four cells, half of it foreground
+    coverage = torch.zeros(1, 2, 1, 2)
+    coverage[0, 0, 0, 0] = 0.5
+    found = weighted_mean_square(values, coverage, 5.0)
+    assert found[0].tolist() == pytest.approx([1.0, (9.0 * 3.0 + 3.0) / 6.0, 1.0])
+    torch.testing.assert_close(weighted_mean_square(values, coverage, 1.0), mean_square(values))

@@ -55,7 +55,8 @@ def make_images(num_samples: int = 3) -> torch.Tensor:
 def make_part(autoencoder: torch.nn.Module, images: torch.Tensor) -> RawPart:
     uids = [f"sample_{i}" for i in range(len(images))]
     captions = [["x"] * i for i in range(len(images))]
-    return RawPart(uids, captions, encode_packed(autoencoder, images, packing=2))
+    latents = encode_packed(autoencoder, images, packing=2)
+    return RawPart(uids, captions, latents, torch.rand(latents[:, 0, :, 0].shape))
 
 
 def make_spec(autoencoder: torch.nn.Module) -> LatentSpec:

@@ -4,9 +4,11 @@ import torch
 from data_pipeline.contract import UserError
 from modules.latents.codec import LatentCodec
 from modules.latents.spec import LatentSpec, fingerprint
+from modules.networks.conditioner import Conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.pipelines.generation import TextTo25D
+from modules.pipelines.sampling import Sampling
 
 VIEWS, CHANNELS, GRID = 2, 12, 2
 
@@ -39,9 +41,9 @@ def make_pipeline(**options) -> TextTo25D:
     )  # fmt: skip
     torch.nn.init.normal_(denoiser.backbone.transformer.proj_out.weight, std=0.2)
     encoder = TextEncoder(max_words=16, length=4, width=8, num_heads=2)
-    vocabulary = Vocabulary.from_captions(["a red chair", "a blue mug"])
+    encoder.vocabulary = Vocabulary.from_captions(["a red chair", "a blue mug"])
     codec = LatentCodec(PixelCode(), spec)
-    return TextTo25D(codec, denoiser.eval(), encoder.eval(), vocabulary, **options)
+    return TextTo25D(codec, denoiser.eval(), encoder.eval(), **options)
 
 
 def test_images_have_the_contract_shape_and_range():
@@ -58,10 +60,13 @@ def test_starting_noise_is_a_function_of_the_items_seed_alone():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_an_item_does_not_depend_on_its_batch(guidance):
-    pipeline = make_pipeline()
-    together = pipeline(["a red chair", "a blue mug", ""], [5, 6, 7], steps=4, guidance=guidance)
-    alone = pipeline(["a blue mug"], [6], steps=4, guidance=guidance)
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmsolver++"])
+def test_an_item_does_not_depend_on_its_batch(guidance, solver):
+    pipeline = make_pipeline(num_references=1)
+    options = {"steps": 4, "guidance": guidance, "solver": solver}
+    prompts, references = ["a red chair", "a blue mug", ""], [[make_reference()], [], []]
+    together = pipeline(prompts, [5, 6, 7], references=references, **options)
+    alone = pipeline(["a blue mug"], [6], **options)
     torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-5)
 
 
@@ -82,28 +87,151 @@ def test_equal_calls_are_bit_equal_and_seeds_and_prompts_matter():
     assert (pipeline(["a blue mug"], [0], steps=3) - first).abs().max() > 1e-4
 
 
+def sample(pipeline, conditions, null, seeds=(0,), **options):
+    return pipeline.sample(
+        conditions, null, pipeline.starting_noise(list(seeds)), Sampling(**options)
+    )
+
+
+def ask(pipeline, *prompts, references=None) -> Conditions:
+    return pipeline.conditions(list(prompts), references or [[]] * len(prompts))
+
+
 def test_guidance_moves_from_null_to_caption():
     """Velocities are linear in guidance, so one Euler step of the batched form must be too."""
     pipeline = make_pipeline()
-    text, null = pipeline.embed(["a red chair"]), pipeline.embed([""])
-    noise = pipeline.starting_noise([0])
-    results = {g: pipeline.sample(text, null, noise, steps=1, guidance=g) for g in (0.0, 1.0, 2.5)}
+    asked, null = ask(pipeline, "a red chair"), ask(pipeline, "")
+    results = {g: sample(pipeline, asked, null, steps=1, guidance=g) for g in (0.0, 1.0, 2.5)}
     expected = results[0.0] + 2.5 * (results[1.0] - results[0.0])
     torch.testing.assert_close(results[2.5], expected, rtol=1e-4, atol=1e-5)
-    caption_is_null = pipeline.sample(null, null, noise, steps=1, guidance=7.0)
+    caption_is_null = sample(pipeline, null, null, steps=1, guidance=7.0)
     torch.testing.assert_close(caption_is_null, results[0.0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_perfect_denoiser_is_followed_to_its_answer():
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_batched_guidance_equals_two_separate_passes(rescale):
+    """Its two halves must not meet: a peer's did, in its attention across modalities."""
+    pipeline = make_pipeline(num_references=1)
+    asked = ask(pipeline, "a red chair", "a blue mug", references=[[make_reference()], []])
+    null = ask(pipeline, "", "")
+    options = {"steps": 3, "guidance": 4.0, "guidance_rescale": rescale, "seeds": (1, 2)}
+    batched = sample(pipeline, asked, null, **options)
+    denoiser, sizes = pipeline.denoiser, []
+
+    def separately(latents, timesteps, text, *, references):
+        sizes.append(len(latents))
+        half = len(latents) // 2
+        given = [each.split(half) for each in (latents, timesteps, text, references)]
+        passes = [denoiser(*each[:3], references=each[3]) for each in zip(*given, strict=True)]
+        return torch.cat(passes)
+
+    pipeline.denoiser = separately
+    torch.testing.assert_close(
+        sample(pipeline, asked, null, **options), batched, rtol=1e-4, atol=1e-5
+    )
+    assert sizes == [4, 4, 4]
+
+
+def test_guidance_acts_within_its_interval_only():
+    pipeline, sizes = make_pipeline(), []
+    denoiser = pipeline.denoiser
+    pipeline.denoiser = lambda latents, timesteps, text: (
+        sizes.append((timesteps[0, 0].item(), len(latents))) or denoiser(latents, timesteps, text)
+    )
+    asked, null = ask(pipeline, "a red chair"), ask(pipeline, "")
+    options = {"steps": 4, "guidance": 5.0}
+    inside = sample(pipeline, asked, null, guidance_interval=(0.5, 0.75), **options)
+    assert [size for _, size in sizes] == [1, 2, 2, 1]
+    assert [level for level, _ in sizes] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    everywhere = sample(pipeline, asked, null, **options)
+    nowhere = sample(pipeline, asked, null, steps=4, guidance=1.0)
+    assert (inside - everywhere).abs().max() > 1e-3
+    assert (inside - nowhere).abs().max() > 1e-3
+
+
+def test_rescaled_guidance_keeps_the_deviation_of_the_prediction_without_guidance():
+    """One step to t = 0 lands on the clean prediction itself."""
+    pipeline = make_pipeline()
+    asked, null = ask(pipeline, "a red chair", "a mug"), ask(pipeline, "", "")
+
+    def deviations(**options):
+        result = sample(pipeline, asked, null, seeds=(0, 1), steps=1, **options)
+        return result.flatten(2).std(dim=2)
+
+    plain, guided = deviations(guidance=1.0), deviations(guidance=40.0)
+    assert (guided / plain - 1.0).abs().max() > 0.01
+    fully = deviations(guidance=40.0, guidance_rescale=1.0)
+    torch.testing.assert_close(fully, plain, rtol=1e-3, atol=1e-4)
+    half = deviations(guidance=40.0, guidance_rescale=0.5)
+    torch.testing.assert_close(half, (plain + guided) / 2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmsolver++"])
+@pytest.mark.parametrize("prediction", ["clean", "velocity"])
+def test_a_perfect_denoiser_is_followed_to_its_answer(solver, prediction):
     answer = torch.randn(1, 3, VIEWS, CHANNELS, GRID, GRID)
-    for prediction in ("clean", "velocity"):
-        pipeline = make_pipeline(prediction=prediction, shift=2.0)
-        noise = pipeline.starting_noise([0])
-        output = answer if prediction == "clean" else noise - answer
-        pipeline.denoiser = lambda latents, timesteps, text, output=output: output
-        text = pipeline.embed([""])
-        result = pipeline.sample(text, text, noise, steps=5, guidance=1.0)
-        torch.testing.assert_close(result, answer, rtol=1e-4, atol=1e-5)
+    pipeline = make_pipeline(prediction=prediction, shift=2.0)
+    output = answer if prediction == "clean" else pipeline.starting_noise([0]) - answer
+    pipeline.denoiser = lambda latents, timesteps, text: output
+    null = ask(pipeline, "")
+    result = sample(pipeline, null, null, steps=5, guidance=1.0, solver=solver)
+    torch.testing.assert_close(result, answer, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmsolver++"])
+def test_geometry_stays_bit_by_bit_whatever_the_solver(solver):
+    pipeline, seen = make_pipeline(), []
+    clean = torch.randn(1, 3, VIEWS, CHANNELS, GRID, GRID)
+    denoiser = pipeline.denoiser
+
+    def watch(latents, timesteps, text):
+        seen.append((latents[:1, 1:].clone(), timesteps[0].tolist()))
+        return denoiser(latents, timesteps, text)
+
+    pipeline.denoiser = watch
+    result = pipeline.sample(
+        ask(pipeline, "a mug"), ask(pipeline, ""), pipeline.starting_noise([0]),
+        Sampling(steps=4, solver=solver), clean=clean, held=(1, 2),
+    )  # fmt: skip
+    assert torch.equal(result[:, 1:], clean[:, 1:])
+    assert torch.isfinite(result).all()
+    assert len(seen) == (7 if solver == "heun" else 4)
+    for latents, (rgb, normal, coord) in seen:
+        assert torch.equal(latents, clean[:, 1:])
+        assert (normal, coord) == (0.0, 0.0)
+        assert rgb > 0.0
+
+
+def make_reference(brightness=0.8):
+    return torch.full((3, 4, 4), brightness)
+
+
+def test_reference_images_change_the_result_and_items_may_have_none():
+    pipeline = make_pipeline(num_references=1)
+    prompts, seeds = ["a mug"] * 3, [0, 0, 0]
+    bright, none, dark = pipeline(
+        prompts, seeds, steps=3, references=[[make_reference()], [], [make_reference(-0.8)]]
+    )
+    for first, second in ((bright, none), (none, dark), (bright, dark)):
+        assert (first - second).abs().max() > 1e-3
+    alone = pipeline(["a mug"], [0], steps=3)[0]
+    torch.testing.assert_close(alone, none, rtol=1e-4, atol=1e-5)
+
+
+def test_a_reference_reaches_the_denoiser_as_the_latents_of_an_rgb_image():
+    pipeline = make_pipeline(num_references=1)
+    images = torch.rand(1, 3, VIEWS, 3, 4, 4)
+    found = ask(pipeline, "", references=[[images[0, 0, 1]]]).references
+    torch.testing.assert_close(found[:, 0], pipeline.codec.encode(images)[:, 0, 1])
+
+
+def test_references_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="was trained with 0"):
+        make_pipeline()(["a"], [0], references=[[make_reference()]])
+    with pytest.raises(UserError, match="2 prompts need as many lists"):
+        make_pipeline(num_references=1)(["a", "b"], [0, 1], references=[[]])
+    with pytest.raises(UserError, match="resize it"):
+        make_pipeline(num_references=1)(["a"], [0], references=[[torch.zeros(3, 8, 8)]])
 
 
 def test_held_geometry_stays_and_rgb_depends_on_it():

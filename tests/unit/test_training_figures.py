@@ -1,0 +1,173 @@
+"""Losses by noise level, gradients by expert, and checkpoints of what is trained."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+from test_condition_probes import CHANNELS, VIEWS, Fitted, make_batch, make_system
+
+from data_pipeline.contract import UserError
+from modules.callbacks.ema import WeightAverage
+from modules.callbacks.expert_gradients import ExpertGradients, expert_norms
+from modules.callbacks.timestep_bins import TimestepBins, bin_sums
+from modules.latents.spec import LatentSpec
+from modules.networks.adapters import MixtureOfLoRA
+from modules.networks.denoiser import JointDenoiser
+from modules.networks.flux2 import Flux2Backbone
+from modules.networks.text_encoder import Vocabulary
+
+
+def make_adapted(seed=0) -> JointDenoiser:
+    torch.manual_seed(0)  # the pretrained weights are the same, whatever the adapters begin with
+    transformer = Flux2Transformer2DModel(
+        in_channels=CHANNELS, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=8, timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    adapters = MixtureOfLoRA(shared_rank=2, modality_rank=2)
+    return JointDenoiser(Flux2Backbone(transformer).adapt(adapters), VIEWS)
+
+
+def make_adapted_system(seed=0, **options):
+    system = make_system(**options)
+    system.denoiser = make_adapted(seed)
+    system.__class__ = Fitted
+    system.spec = LatentSpec(
+        packing=1, mean=[[0.0] * CHANNELS] * 3, std=[[1.0] * CHANNELS] * 3, origin="test",
+        autoencoder="test", num_views=VIEWS, grid=2,
+    )  # fmt: skip
+    system.vocabulary = Vocabulary.from_captions(["a red chair", "a blue mug"])
+    return system
+
+
+def make_trainer(folder, steps, *callbacks):
+    return lightning.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, callbacks=list(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=folder, log_every_n_steps=1,
+    )  # fmt: skip
+
+
+def make_loader():
+    return torch.utils.data.DataLoader([make_batch()] * 8, batch_size=None)
+
+
+def test_errors_are_summed_by_modality_and_noise_level():
+    errors = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    timesteps = torch.tensor([[0.1, 0.0, 0.6], [0.2, 0.5, 1.0]])
+    sums, counts = bin_sums(errors, timesteps, 2)
+    assert sums.tolist() == [[9.0, 0.0], [0.0, 16.0], [0.0, 36.0]]
+    assert counts.tolist() == [[2.0, 0.0], [0.0, 1.0], [0.0, 2.0]]
+
+
+def test_training_logs_losses_by_level_and_gradients_by_expert(tmp_path):
+    system = make_adapted_system()
+    trainer = make_trainer(tmp_path, 3, TimestepBins(2), ExpertGradients())
+    trainer.fit(system, make_loader())
+    logged = trainer.logged_metrics
+    by_level = [name for name in logged if name.startswith("train/loss_at/rgb/")]
+    assert by_level
+    assert set(by_level) <= {"train/loss_at/rgb/0.00-0.50", "train/loss_at/rgb/0.50-1.00"}
+    for expert in ("shared", "rgb", "normal", "coord", "other"):
+        assert logged[f"train/grad_norm/{expert}"] > 0.0
+
+
+def test_gradients_are_counted_with_the_expert_they_belong_to():
+    denoiser = make_adapted()
+    for name, parameter in denoiser.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            if name.endswith("modality_up"):
+                parameter.grad[1] = 1.0
+    norms = expert_norms(denoiser)
+    layers = denoiser.backbone.adapted.values()
+    numbers = sum(layer.modality_up[1].numel() for layer in layers if layer.has_modalities)
+    assert norms["normal"].item() == pytest.approx(numbers**0.5, rel=1e-4)
+    assert [norms[name].item() for name in ("shared", "rgb", "coord", "other")] == [0.0] * 4
+
+
+def test_a_checkpoint_holds_what_is_trained_and_a_resume_ends_as_a_whole_run(tmp_path):
+    def fit(system, steps, start=None):
+        average = WeightAverage(0.9)
+        trainer = make_trainer(tmp_path, steps, average)
+        trainer.fit(system, make_loader(), ckpt_path=start, weights_only=True)
+        return trainer, average
+
+    whole, half, resumed = (make_adapted_system(seed) for seed in (0, 0, 1))
+    _, whole_average = fit(whole, 4)
+    trainer, _ = fit(half, 2)
+    path = tmp_path / "half.ckpt"
+    trainer.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    trained = {name for name, p in half.named_parameters() if p.requires_grad}
+    assert content["state_dict"].keys() == trained
+    frozen = sum(p.numel() for p in half.denoiser.parameters() if not p.requires_grad)
+    assert frozen > 1000
+    _, average = fit(resumed, 4, str(path))
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(dict(resumed.named_parameters())[name], parameter), name
+    for name, tensor in whole_average.average.items():
+        assert torch.equal(average.average[name], tensor), name
+
+
+def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, 1)
+    trainer.fit(make_adapted_system(), make_loader())
+    trainer.save_checkpoint(tmp_path / "adapted.ckpt")
+    other = make_adapted_system()
+    other.denoiser = JointDenoiser(other.denoiser.backbone, VIEWS)
+    del other.denoiser.backbone.transformer.transformer_blocks[0].attn.to_q.shared_up
+    with pytest.raises(UserError, match=r"attn.to_q.shared_up is on one side only"):
+        make_trainer(tmp_path, 2).fit(
+            other, make_loader(), ckpt_path=str(tmp_path / "adapted.ckpt"), weights_only=True
+        )
+
+
+def test_foreground_weighting_is_asked_for_and_needs_a_cache_that_tells(tmp_path):
+    system = make_adapted_system(foreground_weight=4.0)
+    with pytest.raises(UserError, match="says nothing of what is foreground"):
+        make_trainer(tmp_path, 1).fit(system, make_loader())
+    covered = make_batch() | {"coverage": torch.rand(2, VIEWS, 2, 2)}
+    losses = {}
+    for weight in (1.0, 4.0):
+        system = make_adapted_system(foreground_weight=weight)
+        trainer = make_trainer(tmp_path, 1)
+        trainer.fit(system, torch.utils.data.DataLoader([covered], batch_size=None))
+        losses[weight] = trainer.callback_metrics["train/loss/total"].item()
+    assert losses[1.0] != losses[4.0]
+
+
+COMPILED = """
+import sys
+import torch
+from test_training_figures import Fitted, make_adapted, make_loader, make_system, make_trainer
+
+losses, names, graphs = [], [], []
+counting = {"backend": lambda module, inputs: graphs.append(0) or module.forward}
+for options in (None, counting):
+    system = make_system(image_share=0.0, denoiser=make_adapted, compile_blocks=options)
+    system.__class__ = Fitted
+    trainer = make_trainer(sys.argv[1], 2)
+    trainer.fit(system, make_loader())
+    losses.append(trainer.callback_metrics["train/loss/total"])
+    names.append(list(system.state_dict()))
+assert graphs
+torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+assert names[0] == names[1]
+"""
+
+
+def test_compiled_blocks_give_the_same_loss_and_names(tmp_path):
+    """In a process without the shape checks of these tests, which cannot be traced."""
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), str(here.parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", COMPILED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
