@@ -7,8 +7,8 @@ import torch
 
 from data_pipeline.contract import UserError
 from modules.metrics.composition import SIDE_PX
-from modules.reporting.evaluation import Case
 from modules.reporting.attributed_samples import Rendered, check_training_set, refuse_repeated
+from modules.reporting.evaluation import Case
 from modules.reporting.text_cases import TextBenchmark, TextOptions
 
 TRAINING = [("chair", "dots", "red"), ("table", "plain", "blue"), ("", "", "")]
