@@ -142,6 +142,8 @@ def main() -> None:
             }
             meshes = arguments.meshes and arguments.meshes / name
             scored = _in_child(_score, shard_set, i, originals[uid], wanted, rebuilt, meshes)
+            if isinstance(scored.get("failed"), str):
+                raise SystemExit(f"scoring {uid} died (memory?): leave it out of the shards")
             for method, figures in scored.items():
                 rows[name, uid, method] = figures
                 names = {"set": name, "uid": uid, "method": method}

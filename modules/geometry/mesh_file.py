@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import struct
 from typing import Any
 
@@ -179,6 +180,9 @@ def to_ply(
     return ply_bytes(columns, faces, extras)
 
 
+COMMENT_CHARACTERS = 900
+
+
 def ply_bytes(
     columns: dict[str, ndarray], faces: Int[ndarray, "f 3"] | None, extras: dict | None
 ) -> bytes:
@@ -187,7 +191,9 @@ def ply_bytes(
     Args:
         columns: a float32 or uint8 array `(n,)` for each property of the vertices.
         faces: vertex indices; None for a cloud.
-        extras: kept as a comment, as JSON on one line.
+        extras: kept as JSON in comments at the end of the header, `COMMENT_CHARACTERS` in each:
+            viewers of splats take the third line for the number of points, and others refuse lines
+            of 1024 bytes. Joined, the comments are the JSON.
     """
     kinds = {"float32": ("<f4", "float"), "uint8": ("u1", "uchar")}
     described = [(name, *kinds[values.dtype.name]) for name, values in columns.items()]
@@ -197,7 +203,6 @@ def ply_bytes(
     for name, values in columns.items():
         rows[name] = values
     header = ["ply", "format binary_little_endian 1.0"]
-    header += [f"comment {json.dumps(extras)}"] if extras else []
     header += [f"element vertex {len(rows)}"]
     header += [f"property {kind} {name}" for name, _, kind in described]
     content = rows.tobytes()
@@ -206,6 +211,8 @@ def ply_bytes(
         cells["count"], cells["corner"] = 3, faces
         header += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
         content += cells.tobytes()
+    text = json.dumps(extras) if extras else ""
+    header += [f"comment {part}" for part in re.findall(f".{{1,{COMMENT_CHARACTERS}}}", text)]
     return "\n".join([*header, "end_header\n"]).encode() + content
 
 

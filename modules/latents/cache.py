@@ -98,7 +98,7 @@ def own_spec(parts: Iterable[RawPart], autoencoder: Any) -> LatentSpec:
         packing=packing,
         mean=[mean.tolist()] * len(MODALITIES),
         std=[std.tolist()] * len(MODALITIES),
-        origin="running statistics of the autoencoder's batch norm",
+        origin="statistics that the autoencoder carries",
         autoencoder=fingerprint(autoencoder),
         num_views=first.latents.shape[2],
         grid=first.latents.shape[-1],

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -90,14 +91,26 @@ def decode_packed(
     return torch.cat(decoded).unflatten(0, latents.shape[:-3]).clamp(-1.0, 1.0)
 
 
+SINGLE_PACKING = 2
+
+
 def own_statistics(
     autoencoder: Any,
 ) -> tuple[int, Float[Tensor, " c"], Float[Tensor, " c"]] | None:
     """Return packing, mean and std per packed channel that an autoencoder itself carries.
 
-    FLUX.2's does, as the running statistics of a batch norm; others give None.
+    FLUX.2's does, as the running statistics of a batch norm. SD3's, FLUX.1's and those before them
+    have one factor and one shift, (z - shift) * factor; their backbones take 2 x 2 cells as one.
+    Others give None.
     """
-    norm = getattr(autoencoder, "bn", None)
+    norm, config = getattr(autoencoder, "bn", None), autoencoder.config
+    if norm is None and isinstance(autoencoder, AutoencoderKL):
+        channels = torch.ones(config.latent_channels * SINGLE_PACKING**2)
+        return (
+            SINGLE_PACKING,
+            channels * (config.shift_factor or 0.0),
+            channels / config.scaling_factor,
+        )
     if norm is None:
         return None
     return (

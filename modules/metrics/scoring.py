@@ -193,7 +193,7 @@ def summarise(
     Args:
         pairs: the figures of each scored pair; a figure that is NaN does not exist for its pair.
         num_failed: pairs without figures; each enters those of `FAILURE_FIGURES` that the others
-            have (all but those of input views and LPIPS when nothing was scored) at their worst.
+            have (those of meshes, LPIPS left out, when nothing was scored) at their worst.
     """
     values: dict[str, list[float]] = {}
     for figures in pairs:
@@ -201,7 +201,7 @@ def summarise(
             if math.isfinite(value):
                 values.setdefault(key, []).append(value)
     if not values and num_failed:
-        optional = ("input_view_", "lpips_", "decoded_")
+        optional = ("input_view_", "lpips_", "decoded_", "excess_")
         values = {key: [] for key in FAILURE_FIGURES if not key.startswith(optional)}
     for key, found in values.items():
         if key in FAILURE_FIGURES:

@@ -93,6 +93,7 @@ class Backbone(nn.Module, ABC):
             reference_slots: of the references.
         """
 
+    @abstractmethod
     def sampling_shift(self, num_tokens: int, num_steps: int) -> float:
         """Return the shift of the sampler's timesteps that the model was pretrained with.
 
@@ -103,7 +104,6 @@ class Backbone(nn.Module, ABC):
             num_tokens: of one image.
             num_steps: of the sampler.
         """
-        raise NotImplementedError
 
     @abstractmethod
     def streams(self) -> Mapping[str, Stream]:

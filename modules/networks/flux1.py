@@ -5,6 +5,7 @@ per batch row. Here a block modulates consecutive groups of tokens, each by its 
 equal timesteps this is the stock `forward()` (tests/unit/test_flux1.py).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,11 @@ class Flux1Backbone(Backbone):
     @property
     def pooled_width(self) -> int:
         return self.transformer.config["pooled_projection_dim"]
+
+    def sampling_shift(self, num_tokens: int, num_steps: int) -> float:
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # takes seconds
+
+        return math.exp(calculate_shift(num_tokens))
 
     def streams(self) -> dict[str, Stream]:
         def stream(name: str) -> Stream:

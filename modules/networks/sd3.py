@@ -25,6 +25,10 @@ TEXT_LAYERS = (".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out", ".ff_
 MODULATION_LAYERS = (".norm1.", ".norm1_context.")
 
 
+PRETRAINED_SHIFT = 3.0
+"""Of the scheduler of SD3 and SD3.5, at every size."""
+
+
 class Sd3Backbone(Backbone):
     """SD3.5-medium and its relatives.
 
@@ -63,6 +67,9 @@ class Sd3Backbone(Backbone):
     @property
     def pooled_width(self) -> int:
         return self.transformer.config["pooled_projection_dim"]
+
+    def sampling_shift(self, num_tokens: int, num_steps: int) -> float:
+        return PRETRAINED_SHIFT
 
     def streams(self) -> dict[str, Stream]:
         return {

@@ -122,6 +122,12 @@ class TextTo25D:
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
         )
+        if geometry is not None:
+            spec, side = self.codec.spec, geometry.shape[-1]
+            shape = (len(prompts), len(MODALITIES), spec.num_views, 3, side, side)
+            if geometry.shape != shape:
+                raise UserError(f"geometry of shape {tuple(geometry.shape)} must be {shape}")
+            geometry = geometry.to(self.device)
         nothing: list[list[Tensor]] = [[] for _ in prompts]
         clean = None if geometry is None else self.codec.encode(geometry)
         held = () if geometry is None else GEOMETRY

@@ -20,6 +20,18 @@ from modules.pipelines.export import ExportOptions, export, model_digest
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
 
+LAYOUT = "ortho6"
+
+
+def check_layout(generator: TextTo25D, checkpoint: Path) -> None:
+    """Raise UserError unless a pipeline makes as many views as the layout that meshes need."""
+    found, needed = generator.codec.spec.num_views, len(view_layout(LAYOUT))
+    if found != needed:
+        raise UserError(
+            f"{checkpoint} makes {found} views, meshes are made of the {needed} of {LAYOUT}: train "
+            f"it on samples rendered with layout={LAYOUT}"
+        )
+
 
 def check_outputs(out: str, seeds: Sequence[int], options: ExportOptions) -> dict[int, Path]:
     """Return the output path of every seed, after making sure that it can be written.
@@ -47,7 +59,13 @@ def check_pictures(views: str | None, outputs: dict[int, Path]) -> dict[int, Pat
     """
     if views is None:
         return {}
-    return _writable_paths("views", views, list(outputs), (".png",))
+    pictures = _writable_paths("views", views, list(outputs), (".png",))
+    textures = {path.with_suffix(".png") for path in outputs.values() if path.suffix == ".obj"}
+    if shared := textures & set(pictures.values()):
+        raise UserError(
+            f"views={views}: {shared.pop()} is where the texture of the .obj goes: name another"
+        )
+    return pictures
 
 
 def _writable_paths(
@@ -115,24 +133,34 @@ def generate_from_prompt(
             f"does not know ({checkpoint}/denoiser/vocabulary.json lists what it knows)",
             file=sys.stderr,
         )
+    check_layout(generator, checkpoint)
     reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
-    cameras = view_layout("ortho6")
-    with tqdm(total=steps, desc="sample", unit="step") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        prompts = [prompt] * len(outputs)
-        images = generator(prompts, list(outputs), steps, guidance, advance).cpu()
+    cameras = view_layout(LAYOUT)
     about = {"prompt": prompt, "steps": steps, "guidance": guidance, "licence": None}
     about["model_sha256"] = model_digest(checkpoint)
-    for (seed, path), each in zip(outputs.items(), images, strict=True):
+    failed = []
+    for seed, path in outputs.items():  # one at a time: memory does not grow with their number
+        with tqdm(total=steps, desc="sample", unit="step") as bar:
+
+            def advance(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            [images] = generator([prompt], [seed], steps, guidance, advance).cpu()
         if pictures:
-            draw_images(each, pictures[seed])
-        own = about | {"seed": seed}
-        report = export(each, cameras, None, path, reconstruct, options, own)
+            draw_images(images, pictures[seed])
+        try:
+            own = about | {"seed": seed}
+            report = export(images, cameras, None, path, reconstruct, options, own)
+        except UserError as error:
+            if len(outputs) == 1:
+                raise
+            failed.append(f"seed {seed}: {error}")
+            print(f"{path} was not made: {error}", file=sys.stderr)
+            continue
         print(f"{path}\n  {report}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(outputs)} results were not made; {failed[0]}")
 
 
 def rebuild_images(

@@ -28,6 +28,9 @@ FEWEST_PAIRS, FEWEST_RESAMPLES = 10, 1000
 
 SETS = ("fid", "kid", "cmmd", "fd_dinov2")
 
+OF_IMAGES = ("decoded_", "excess_", "input_view_", "latent_", "nearest_")
+"""How figures begin that are taken of rendered images, and so depend on how these were rendered."""
+
 FIGURES_OF = {
     "clip": ("clip_score", "r_precision", "cmmd"),
     "prompts": ("r_precision",),
@@ -36,6 +39,9 @@ FIGURES_OF = {
     "kid_subset_size": ("kid",),
     "reference_images": SETS,
     "lpips_weights": ("lpips_masked", "lpips_unmasked"),
+    "shards": tuple(
+        note.key for note in FIGURE_NOTES if note.key.startswith(OF_IMAGES) or "_right" in note.key
+    ),
 }
 """Keys of the protocol that some figures alone depend on; on any other one all depend."""
 
@@ -255,7 +261,7 @@ def _interval(change: Float64[ndarray, " n"], resamples: int, seed: int) -> tupl
         return math.nan, math.nan
     quantile = math.sqrt(n / (n - 1)) * t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1)
     interval = bootstrap(
-        (change,), np.mean, n_resamples=resamples, method="percentile",
+        (change,), np.mean, n_resamples=resamples, method="percentile", batch=max(1, 10**7 // n),
         confidence_level=1.0 - 2.0 * float(norm.sf(quantile)), rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return float(interval.low), float(interval.high)

@@ -24,6 +24,9 @@ from modules.networks.text_encoder import TextEncoder
 
 OptimizerBuilder = Callable[[Iterable[nn.Parameter]], Optimizer]
 
+TRAINED_TEXT_ENCODER = "modules.networks.text_encoder.TextEncoder"
+"""What is trained with the denoiser; text of pretrained models comes as embeddings."""
+
 GIB = 2**30
 ZERO_STAGES = (0, 1, 2, 3)
 
@@ -124,11 +127,12 @@ def plan_from_config(config: DictConfig) -> None:
     """
     if "denoiser" not in config:
         raise UserError("plan=true plans latent_diffusion experiments: the other stages are small")
-    without_encoder = OmegaConf.is_missing(config, "conditioner")
+    named = None if OmegaConf.is_missing(config, "conditioner") else config.conditioner
+    without_encoder = named is None or named._target_ != TRAINED_TEXT_ENCODER
     trainer, devices = config.trainer, config.trainer.get("devices", 1)
     print_plan(
         instantiate(config.denoiser, _convert_="object"),
-        None if without_encoder else instantiate(config.conditioner, _convert_="object"),
+        None if without_encoder else instantiate(named, _convert_="object"),
         instantiate(config.system.optimizer, _convert_="object"),
         batch_size=config.data.batch_size,
         grid=config.plan_grid,

@@ -223,7 +223,7 @@ def text_task(settings: Settings, data: DataAccess, out: Path) -> str:
         about=about_inputs(settings, "shards", "checkpoint", "count"),
         inputs=benchmark.inputs,
         method=options.method(),
-        protocol=options.protocol(),
+        protocol=options.protocol() | {"shards": benchmark.inputs["shards"]},
     )
     composition = {"instrument": benchmark.instrument(), "confusion": confusions(pairs)}
     notes = [*benchmark.notes, told_instrument(composition["instrument"])]
@@ -273,6 +273,8 @@ def _score_meshes(
     if isinstance(pairs, Unfinished):
         return _more_to_come(pairs, settings, out)
     protocol = asdict(options)
+    if inputs is not None and "shards" in inputs:
+        protocol["shards"] = inputs["shards"]  # figures of their images depend on how they look
     if options.lpips_weights is not None:
         protocol["lpips_weights"] = file_or_folder_digest(options.lpips_weights)
     keys = ("meshes", "shards", "autoencoder", "checkpoint", "reference", "count", "lpips_weights")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from modules.networks.denoiser import JointDenoiser
-from modules.networks.denoiser_files import load_network, save_network
+from modules.networks.denoiser_files import BACKBONES, load_network, save_network
 
 PUBLISHED = {
     "flux2_klein": 3_875_544_576,
@@ -203,3 +203,15 @@ def test_exports_from_before_backbones_could_be_chosen_still_load(tmp_path):
     assert isinstance(loaded.backbone.transformer, Flux2Transformer2DModel)
     inputs = make_inputs(denoiser)
     assert torch.equal(loaded(**inputs), denoiser(**inputs))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_knows_the_shift_of_its_pretraining(name):
+    shifts = {
+        "Flux2Backbone": (5.0, 10.0),
+        "Sd3Backbone": (3.0, 3.0),
+        "Flux1Backbone": (1.87, 1.88),  # exp(.5 + .65 (1024 - 256) / (4096 - 256))
+    }
+    low, high = shifts[name]
+    backbone = BACKBONES[name].__new__(BACKBONES[name])
+    assert low <= backbone.sampling_shift(1024, 28) <= high

@@ -10,7 +10,7 @@ from tiny_autoencoder import TinyDC
 from data_pipeline.contract import UserError
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import cache_members, measure_spec, own_spec, read_cache
-from modules.latents.codec import LatentCodec, encode_packed, pack, unpack
+from modules.latents.codec import LatentCodec, encode_packed, own_statistics, pack, unpack
 from modules.latents.raw_parts import RawLatents, RawPart
 from modules.latents.spec import LatentSpec, fingerprint
 from modules.latents.taef2 import TAEF2
@@ -210,3 +210,18 @@ def test_a_folder_that_is_no_cache_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"kind": "samples"}')
     with pytest.raises(UserError, match="holds no latents"):
         read_cache(tmp_path)
+
+
+def test_the_factor_and_shift_of_an_older_autoencoder_are_its_statistics():
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, scaling_factor=1.5,
+        shift_factor=0.25,
+    )  # fmt: skip
+    found = own_statistics(autoencoder)
+    assert found is not None
+    packing, mean, std = found
+    assert (packing, mean.shape) == (2, (16,))
+    assert mean.unique().tolist() == [0.25]
+    assert std.unique().tolist() == pytest.approx([1 / 1.5])
+    assert own_statistics(TinyDC()) is None

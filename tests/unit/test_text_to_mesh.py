@@ -1,0 +1,62 @@
+"""Several results of one prompt: each is made by itself, and one that fails costs no other."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data_pipeline.contract import UserError
+from modules.pipelines import text_to_mesh
+from modules.pipelines.export import ExportOptions
+from modules.pipelines.text_to_mesh import check_layout, check_pictures, generate_from_prompt
+
+
+def generator(num_views: int = 6) -> SimpleNamespace:
+    spec = SimpleNamespace(num_views=num_views)
+    return SimpleNamespace(codec=SimpleNamespace(spec=spec))
+
+
+class Generator:
+    """Makes images that hold their seed, of one prompt at a time."""
+
+    codec = generator().codec
+    text_encoder = SimpleNamespace(unknown_words=lambda prompt: [])
+
+    def to(self, device: torch.device) -> "Generator":
+        return self
+
+    def __call__(self, prompts, seeds, steps, guidance, progress) -> torch.Tensor:
+        assert len(prompts) == len(seeds) == 1
+        return torch.full((1, 3, 6, 3, 8, 8), float(seeds[0]))
+
+
+def test_a_result_that_fails_is_told_and_the_others_are_written(monkeypatch, tmp_path, capsys):
+    def export(images, cameras, hit, path, *more) -> str:
+        if images[0, 0, 0, 0, 0] == 1.0:
+            raise UserError("the images show no surface")
+        path.write_text(str(images[0, 0, 0, 0, 0].item()))
+        return "a report"
+
+    monkeypatch.setattr(text_to_mesh.TextTo25D, "from_pretrained", lambda _: Generator())
+    monkeypatch.setattr(text_to_mesh.Reconstructor, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(text_to_mesh, "model_digest", lambda _: "digest")
+    monkeypatch.setattr(text_to_mesh, "export", export)
+    outputs = {seed: tmp_path / f"{seed}.glb" for seed in range(3)}
+    settings = {"steps": 2, "guidance": 1.0, "views": None, "options": ExportOptions()}
+    with pytest.raises(UserError, match="1 of 3 results were not made; seed 1: the images show"):
+        generate_from_prompt("a chair", outputs, tmp_path, device="cpu", **settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"0.glb", "2.glb"}
+    assert outputs[2].read_text() == "2.0"
+    assert "1.glb was not made" in capsys.readouterr().err
+
+
+def test_a_picture_that_would_overwrite_a_texture_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"where the texture of the \.obj goes"):
+        check_pictures(str(tmp_path / "a.png"), {0: tmp_path / "a.obj"})
+    assert check_pictures(str(tmp_path / "a.png"), {0: tmp_path / "a.glb"})
+
+
+def test_a_pipeline_of_another_layout_is_refused_before_it_samples(tmp_path):
+    check_layout(generator(6), tmp_path)
+    with pytest.raises(UserError, match="makes 4 views, meshes are made of the 6 of ortho6"):
+        check_layout(generator(4), tmp_path)
