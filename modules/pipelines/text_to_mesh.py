@@ -23,12 +23,12 @@ from modules.pipelines.reconstruction import Reconstructor
 LAYOUT = "ortho6"
 
 
-def check_layout(generator: TextTo25D, checkpoint: Path) -> None:
+def check_layout(num_views: int, checkpoint: Path) -> None:
     """Raise UserError unless a pipeline makes as many views as the layout that meshes need."""
-    found, needed = generator.codec.spec.num_views, len(view_layout(LAYOUT))
-    if found != needed:
+    needed = len(view_layout(LAYOUT))
+    if num_views != needed:
         raise UserError(
-            f"{checkpoint} makes {found} views, meshes are made of the {needed} of {LAYOUT}: train "
+            f"{checkpoint} makes {num_views} views, meshes are made of the {needed} of {LAYOUT}: train "
             f"it on samples rendered with layout={LAYOUT}"
         )
 
@@ -133,7 +133,7 @@ def generate_from_prompt(
             f"does not know ({checkpoint}/denoiser/vocabulary.json lists what it knows)",
             file=sys.stderr,
         )
-    check_layout(generator, checkpoint)
+    check_layout(generator.codec.spec.num_views, checkpoint)
     reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
     cameras = view_layout(LAYOUT)
     about = {"prompt": prompt, "steps": steps, "guidance": guidance, "licence": None}

@@ -161,7 +161,7 @@ class TextBenchmark:
         seen = seen[:: -(-len(seen) // MOST_TRAINING)]
         self.palette, self.options, self.out = palette, options, out
         self.generate = TextTo25D.from_pretrained(checkpoint).to(device)
-        check_layout(self.generate, checkpoint)
+        check_layout(self.generate.codec.spec.num_views, checkpoint)
         self.training = read_rendered(shard_set, decode_sample, seen)
         codec = self.generate.codec
         self.held_back = read_rendered(shard_set, decode_sample, held_back, codec)

@@ -11,15 +11,10 @@ from modules.pipelines.export import ExportOptions
 from modules.pipelines.text_to_mesh import check_layout, check_pictures, generate_from_prompt
 
 
-def generator(num_views: int = 6) -> SimpleNamespace:
-    spec = SimpleNamespace(num_views=num_views)
-    return SimpleNamespace(codec=SimpleNamespace(spec=spec))
-
-
 class Generator:
     """Makes images that hold their seed, of one prompt at a time."""
 
-    codec = generator().codec
+    codec = SimpleNamespace(spec=SimpleNamespace(num_views=6))
     text_encoder = SimpleNamespace(unknown_words=lambda prompt: [])
 
     def to(self, device: torch.device) -> "Generator":
@@ -57,6 +52,6 @@ def test_a_picture_that_would_overwrite_a_texture_is_refused(tmp_path):
 
 
 def test_a_pipeline_of_another_layout_is_refused_before_it_samples(tmp_path):
-    check_layout(generator(6), tmp_path)
+    check_layout(6, tmp_path)
     with pytest.raises(UserError, match="makes 4 views, meshes are made of the 6 of ortho6"):
-        check_layout(generator(4), tmp_path)
+        check_layout(4, tmp_path)
