@@ -28,8 +28,8 @@ def check_layout(num_views: int, checkpoint: Path) -> None:
     needed = len(view_layout(LAYOUT))
     if num_views != needed:
         raise UserError(
-            f"{checkpoint} makes {num_views} views, meshes are made of the {needed} of {LAYOUT}: train "
-            f"it on samples rendered with layout={LAYOUT}"
+            f"{checkpoint} makes {num_views} views, meshes are made of the {needed} of {LAYOUT}: "
+            f"train it on samples rendered with layout={LAYOUT}"
         )
 
 
