@@ -1,7 +1,7 @@
 """All figures of one predicted mesh, and their summary over a set, failures included."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +186,9 @@ def score(
 
 
 def summarise(
-    pairs: Iterable[Mapping[str, float]], num_failed: int = 0
+    pairs: Iterable[Mapping[str, float]],
+    num_failed: int = 0,
+    partly: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, dict[str, float]]:
     """Return median, mean, p10 and p90 of every figure over a set.
 
@@ -194,9 +196,10 @@ def summarise(
         pairs: the figures of each scored pair; a figure that is NaN does not exist for its pair.
         num_failed: pairs without figures; each enters those of `FAILURE_FIGURES` that the others
             have (those of meshes, LPIPS left out, when nothing was scored) at their worst.
+        partly: figures of failed pairs of which some are known; the others enter in the same way.
     """
     values: dict[str, list[float]] = {}
-    for figures in pairs:
+    for figures in (*pairs, *partly):
         for key, value in figures.items():
             if math.isfinite(value):
                 values.setdefault(key, []).append(value)
@@ -205,7 +208,8 @@ def summarise(
         values = {key: [] for key in FAILURE_FIGURES if not key.startswith(optional)}
     for key, found in values.items():
         if key in FAILURE_FIGURES:
-            found.extend([failure_figure(key, found)] * num_failed)
+            unknown = sum(not math.isfinite(each.get(key, math.nan)) for each in partly)
+            found.extend([failure_figure(key, found)] * (num_failed + unknown))
     return {
         key: {
             "median": float(np.median(found)),

@@ -84,6 +84,14 @@ class Loaded:
     picture: UInt8[ndarray, "h w c"] | None = None
 
 
+class RebuildError(UserError):
+    """No mesh could be made of images, of which some figures are known all the same."""
+
+    def __init__(self, reason: str, figures: Mapping[str, float]) -> None:
+        super().__init__(reason)
+        self.figures = dict(figures)
+
+
 @dataclass(frozen=True)
 class Case:
     """One pair to be scored.
@@ -212,7 +220,8 @@ def score_mesh_case(case: Case, options: ScoringOptions, out: Path, picture: str
         pair |= {"truth": kind, "truth_digest": loaded.truth.digest()}
         metrics = score(loaded.predicted, loaded.truth.surface, loaded.truth.mesh, options)
     except UserError as error:
-        return pair | {"failed": str(error)}
+        known = error.figures if isinstance(error, RebuildError) else {}
+        return pair | {"failed": str(error), "metrics": known}
     floor = floor_figures(loaded.truth.surface, num_samples=options.num_samples, seed=options.seed)
     drawn = loaded.picture
     if drawn is None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from data_pipeline.contract import SourceFrame, layout_cameras
+from data_pipeline.contract import SourceFrame, UserError, layout_cameras
 from modules.geometry.mesh import Mesh
 from modules.latents.codec import decode_packed, encode_packed, own_statistics
 from modules.latents.spec import fingerprint
@@ -19,7 +19,7 @@ from modules.metrics.geometry import MeshSurface, compare_surfaces
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.cost import measured
-from modules.reporting.evaluation import Case, Loaded
+from modules.reporting.evaluation import Case, Loaded, RebuildError
 from modules.reporting.mesh_files import asset_digest
 from modules.reporting.pictures import resized, shaded_views, side_by_side, turntable_cameras
 from modules.reporting.rebuild_cases import StoredSamples, originals_by_uid, sample_truth, spread
@@ -69,10 +69,15 @@ def latent_cases(
             images, cameras = sample["images"], layout_cameras(meta)
             cost: dict[str, float] = {}
             decoded, statistics = _round_trip(autoencoder, images.to(device), cost)
+            pair = images.numpy(), decoded.numpy()
+            figures = fidelity(*pair, sample["hit"].numpy(), cameras) | statistics
             truth = sample_truth(sample, frame, originals.get(uid))
-            best_mesh = reconstruct(images, cameras, sample["hit"], **settings)
-            with measured(cost, "reconstruct"):
-                mesh = reconstruct(decoded, cameras, None, **settings)
+            try:
+                best_mesh = reconstruct(images, cameras, sample["hit"], **settings)
+                with measured(cost, "reconstruct"):
+                    mesh = reconstruct(decoded, cameras, None, **settings)
+            except UserError as error:
+                raise RebuildError(str(error), figures | cost) from error
             meshes = best_mesh, mesh
             best = compare_surfaces(
                 MeshSurface(meshes[0].vertices, meshes[0].faces),
@@ -80,9 +85,7 @@ def latent_cases(
                 num_samples=options.num_samples,
                 seed=options.seed,
             )
-            pair = images.numpy(), decoded.numpy()
-            figures = fidelity(*pair, sample["hit"].numpy(), cameras) | statistics | cost
-            figures |= {f"true_images_{key}": value for key, value in best.items()}
+            figures |= cost | {f"true_images_{key}": value for key, value in best.items()}
             return Loaded(meshes[1], truth, None, figures, round_trip_picture(*pair, meshes))
 
         digest = asset_digest(originals[uid]) if uid in originals else "stored samples"

@@ -75,6 +75,8 @@ def write_report(
     """
     failed = [pair for pair in pairs if pair["failed"] is not None]
     # Pairs with a prompt carry what they count as; images held against a set alone count nothing.
+    partly = [p["metrics"] for p in failed if p["metrics"] and "prompt" not in p]
+    whole = [p["metrics"] for p in pairs if p["failed"] is None or "prompt" in p]
     without_figures = sum(not pair["metrics"] and "prompt" not in pair for pair in failed)
     report = {
         "schema": SCHEMA,
@@ -85,7 +87,7 @@ def write_report(
         "environment": describe_environment(),
         "num_pairs": len(pairs),
         "num_failed": len(failed),
-        "summary": summarise([pair["metrics"] for pair in pairs], without_figures),
+        "summary": summarise(whole, without_figures, partly),
         "floor": summarise([p["floor"] for p in pairs]),
         "pairs": list(pairs),
         **(more or {}),

@@ -12,8 +12,16 @@ from analytic import colored
 from data_pipeline.contract import SourceFrame, UserError
 from modules.geometry.mesh import load_mesh
 from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
-from modules.metrics.scoring import ScoringOptions
-from modules.reporting.evaluation import Case, Shard, Truth, Unfinished, evaluate
+from modules.metrics.scoring import ScoringOptions, summarise
+from modules.reporting.evaluation import (
+    Case,
+    RebuildError,
+    Shard,
+    Truth,
+    Unfinished,
+    evaluate,
+    score_mesh_case,
+)
 
 
 @dataclass(frozen=True)
@@ -117,3 +125,19 @@ def test_a_truth_is_known_by_its_content_whatever_its_frame(tmp_path):
 def test_options_that_cannot_be_used_are_told(option, value):
     with pytest.raises(UserError, match=f"{option}={value}"):
         ScoringOptions(**{option: value})
+
+
+def test_what_is_known_of_a_failed_pair_counts_and_the_rest_is_at_its_worst():
+    scored = {"f_score_0.02": 0.8, "decoded_mask_iou": 0.9}
+    found = summarise([scored], 0, [{"decoded_mask_iou": 0.7}])
+    assert found["decoded_mask_iou"]["mean"] == pytest.approx(0.8)
+    assert found["f_score_0.02"]["mean"] == pytest.approx(0.4)
+
+
+def test_the_images_of_a_sample_count_though_no_mesh_could_be_made_of_them(tmp_path):
+    def load() -> None:
+        raise RebuildError("the images show no surface", {"decoded_mask_iou": 0.7})
+
+    pair = score_mesh_case(Case("a", "", load), ScoringOptions(), tmp_path, "a.png")
+    assert pair["failed"] == "the images show no surface"
+    assert pair["metrics"] == {"decoded_mask_iou": 0.7}
