@@ -28,6 +28,7 @@ def main(config: DictConfig) -> int | None:
         from modules.reporting.plan import plan_from_config
 
         return plan_from_config(config)
+    refuse_mixed_deepspeed(config)
     # torch and lightning take seconds to import; a mistyped key is told before that.
     import lightning
 
@@ -67,6 +68,24 @@ def main(config: DictConfig) -> int | None:
             raise KeyboardInterrupt from None
         raise
     return None
+
+
+def refuse_mixed_deepspeed(config: DictConfig) -> None:
+    """Refuse DeepSpeed where trained weights are float32 beside frozen ones in bfloat16.
+
+    DeepSpeed's engine holds all weights in one dtype.
+
+    Raises:
+        UserError: the configuration asks for both.
+    """
+    deepspeed = str(config.trainer.get("strategy", "")).startswith("deepspeed")
+    dtype = OmegaConf.select(config, "denoiser.backbone.dtype")
+    if deepspeed and dtype == "bfloat16" and str(config.trainer.precision).startswith("32"):
+        raise UserError(
+            "trainer=deepspeed cannot train float32 adapters on a bfloat16 backbone "
+            f"(trainer.precision={config.trainer.precision}): use trainer=ddp, or trainer=gpu for "
+            "one GPU"
+        )
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         trainer = self._trainer()
-        chosen = self._split()[1][trainer.global_rank :: trainer.world_size]
+        chosen = share_of_rank(self._split()[1], trainer.global_rank, trainer.world_size)
         batches = [
             [(i, i) for i in chosen[k : k + self.batch_size]]
             for k in range(0, len(chosen), self.batch_size)
@@ -123,3 +123,13 @@ class ShardDataModule(lightning.LightningDataModule):
     def _trainer(self) -> lightning.Trainer:
         assert self.trainer is not None
         return self.trainer
+
+
+def share_of_rank(samples: list[int], rank: int, world_size: int) -> list[int]:
+    """Return the samples that one process validates: as many as every other process.
+
+    Every logged figure is reduced over processes, which wait for each other: one with fewer batches
+    would let the others wait forever. Where the samples do not divide, the first ones repeat.
+    """
+    per_rank = -(-len(samples) // world_size)
+    return [samples[i % len(samples)] for i in range(rank, per_rank * world_size, world_size)]

@@ -51,7 +51,8 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.interrupted:
             return
         last = self.run_dir / "checkpoints" / f"step-{trainer.global_step:08d}.ckpt"
-        if not last.exists():
+        # Every process takes part in saving, and file systems show a new file late to some.
+        if not trainer.strategy.broadcast(last.exists()):
             trainer.save_checkpoint(last)
         if trainer.is_global_zero:
             (self.run_dir / FINISHED_NAME).write_text(f"{trainer.global_step}\n")
@@ -66,7 +67,8 @@ def find_checkpoint(ckpt: str, run_dir: Path, stage: str) -> Path | None:
         stage: the system's stage; a checkpoint of another one is refused.
 
     Raises:
-        UserError: the path does not exist, is no checkpoint of ours, or is of another stage.
+        UserError: the path does not exist, is no checkpoint of ours, is of another stage, or is a
+            folder, as DeepSpeed writes.
     """
     if ckpt == "auto":
         found = sorted((run_dir / "checkpoints").glob("step-*.ckpt"))
@@ -75,8 +77,14 @@ def find_checkpoint(ckpt: str, run_dir: Path, stage: str) -> Path | None:
         path = found[-1]
     else:
         path = Path(ckpt)
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"ckpt={ckpt}: there is no such file; give a .ckpt file, or auto")
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, as DeepSpeed writes checkpoints: going on from those is not "
+            "supported yet. Start a new run with another paths.run_dir; trainer=ddp or trainer=gpu "
+            "write checkpoints that can be gone on from"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found_stage = content["relief"]["stage"]

@@ -88,10 +88,13 @@ def condition_movements(
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the relative movement of a prediction for each condition that is trained on.
 
-    Exchanged are, each alone: `text` and `image` for those of the next sample; `geometry`, clean
-    normal and coord, likewise, which only rgb is to answer; `view`, which view each image is said
-    to be; `view_embedding` and `modality_embedding` for their neighbours. What cannot be exchanged
-    (equal captions, a single sample) is left out.
+    Exchanged are, each alone: `text` for that of the next sample, or for the null caption where
+    all captions are the same; `image` for the null reference; `geometry`, clean normal and coord,
+    for noise, which only rgb is to answer; `view`, which view each image is said to be;
+    `view_embedding` and `modality_embedding` for their neighbours.
+
+    The conditions depend on the system alone, never on the batch: processes reduce each of them
+    together.
 
     Args:
         system: a `LatentDiffusionSystem`.
@@ -111,12 +114,13 @@ def condition_movements(
     def moved(name: str, after: Tensor) -> None:
         found[name] = _movement(before, after)
 
-    shuffled = captions[1:] + captions[:1]
-    if system.text_dropout < 1.0 and shuffled != captions:
-        other = system.conditions(shuffled, references)
+    if system.text_dropout < 1.0:
+        shuffled = captions[1:] + captions[:1]
+        other = shuffled if shuffled != captions else [""] * len(captions)
+        other = system.conditions(other, references)
         moved("text", system.predict(noisy, timesteps, other))
-    if references is not None and len(latents) > 1:
-        other = system.conditions(captions, references.roll(1, 0))
+    if references is not None:
+        other = system.conditions(captions, system.references.null(latents))
         moved("image", system.predict(noisy, timesteps, other))
     if system.denoiser.layout == "joint":
         views = torch.arange(latents.shape[2], device=latents.device).roll(1)
@@ -126,11 +130,11 @@ def condition_movements(
             other = {name: getattr(system.denoiser, name).roll(1, 0)}
             given = (noisy, timesteps, conditions.text)
             moved(name, functional_call(system.denoiser, other, given, conditions.options))
-    if system.mix.texture > 0.0 and len(latents) > 1:
+    if system.mix.texture > 0.0:
         timesteps = torch.zeros_like(timesteps)
         timesteps[:, RGB] = level
         noisy = add_noise(latents, noise, timesteps)
-        other = noisy.roll(1, 0)
+        other = noise.clone()
         other[:, RGB] = noisy[:, RGB]
         both = [system.predict(each, timesteps, conditions)[:, RGB] for each in (noisy, other)]
         found["geometry"] = _movement(*both)

@@ -16,7 +16,8 @@ class WeightAverage(lightning.Callback):
     validation the module holds the averaged weights, as it does inside `averaged_weights` for an
     export. Checkpoints hold both, and a resumed run goes on exactly.
 
-    Parameters that a strategy shards over processes are averaged shard by shard.
+    Averages are float32 whatever the parameters are: bfloat16 rounds the small steps of a slow
+    average away. Parameters that a strategy shards over processes are averaged shard by shard.
 
     Args:
         decay: weight of the old average once warmed up, in [0, 1).
@@ -28,6 +29,7 @@ class WeightAverage(lightning.Callback):
         self.decay = decay
         self.num_updates = 0
         self.average: dict[str, Tensor] = {}
+        self._trained: dict[str, Tensor] = {}  # while the module holds the averages
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -44,10 +46,10 @@ class WeightAverage(lightning.Callback):
         self.num_updates = trainer.global_step
         parameters = dict(_trained_parameters(pl_module))
         if not self.average:
-            self.average = {name: p.detach().clone() for name, p in parameters.items()}
+            self.average = {name: _float32_copy(p) for name, p in parameters.items()}
             return
         averages = [self.average[name].to(p.device) for name, p in parameters.items()]
-        torch._foreach_lerp_(averages, [p.detach() for p in parameters.values()], 1.0 - decay)
+        torch._foreach_lerp_(averages, [p.float() for p in parameters.values()], 1.0 - decay)
         self.average = dict(zip(parameters, averages, strict=True))
 
     def on_validation_start(
@@ -62,12 +64,13 @@ class WeightAverage(lightning.Callback):
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
-        """Exchange the module's weights and their average; a second call undoes the first."""
-        for name, parameter in _trained_parameters(module):
-            if name in self.average:
-                trained = parameter.detach().clone()
-                parameter.copy_(self.average[name])
-                self.average[name] = trained
+        """Let the module hold the averages, rounded to its own dtype; a second call undoes it."""
+        parameters = {n: p for n, p in _trained_parameters(module) if n in self.average}
+        values = self._trained or self.average
+        trained = {} if self._trained else {n: p.detach().clone() for n, p in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+        self._trained = trained
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: plain values and tensors only."""
@@ -75,7 +78,11 @@ class WeightAverage(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.num_updates = state_dict["num_updates"]
-        self.average = {name: tensor.clone() for name, tensor in state_dict["average"].items()}
+        self.average = {name: _float32_copy(x) for name, x in state_dict["average"].items()}
+
+
+def _float32_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32, copy=True)
 
 
 def _trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

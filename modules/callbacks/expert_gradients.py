@@ -20,7 +20,8 @@ class ExpertGradients(lightning.Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
+        step = trainer.global_step + 1  # the one that is about to be made
+        if step % trainer.log_every_n_steps:  # pyright: ignore[reportAttributeAccessIssue]
             return
         norms = expert_norms(pl_module)
         pl_module.log_dict({f"train/grad_norm/{name}": norm for name, norm in norms.items()})

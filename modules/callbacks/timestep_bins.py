@@ -13,8 +13,11 @@ from data_pipeline.contract import MODALITIES
 class TimestepBins(lightning.Callback):
     """Logs `train/loss_at/<modality>/<from>-<to>`: the mean since the last time.
 
+    NaN where nothing was drawn since then: Lightning would repeat the value of a figure that is
+    left out.
+
     Reads `errors` and `timesteps` (b m) of what the system's training step returns. Clean
-    modalities do not count. Every process logs what the first one saw.
+    modalities do not count. What is logged is what the first process saw.
 
     Args:
         num_bins: ranges of equal width between 0 and 1.
@@ -45,7 +48,6 @@ class TimestepBins(lightning.Callback):
             f"train/loss_at/{name}/{edges[i]}-{edges[i + 1]}": errors[m, i] / counts[m, i]
             for m, name in enumerate(MODALITIES)
             for i in range(self.num_bins)
-            if counts[m, i] > 0
         }
         pl_module.log_dict(figures, batch_size=1)
 

@@ -104,17 +104,17 @@ class Plan:
         shared = [1.0 if zero_stage < stage else 1.0 / num_gpus for stage in (1, 2, 3)]
         of_optimizer, of_gradients, of_weights = shared
         if zero_stage == 0:
-            weights = gradients = average = self.trainable_bytes
+            weights = gradients = self.trainable_bytes
             optimizer = self.optimizer_states * self.trainable_bytes
         else:
-            weights = gradients = average = self.trainable * (2 if self.bf16 else 4)
+            weights = gradients = self.trainable * (2 if self.bf16 else 4)
             optimizer = (1 + self.optimizer_states) * 4 * self.trainable
         gathered = self.largest_block_bytes if zero_stage == 3 and num_gpus > 1 else 0
         return Memory(
             weights=(self.frozen_bytes + weights) * of_weights + gathered,
             gradients=gradients * of_gradients,
             optimizer=optimizer * of_optimizer,
-            average=average * of_weights if self.averaged else 0.0,
+            average=4 * self.trainable * of_weights if self.averaged else 0.0,
             activations=self.activation_bytes,
         )
 

@@ -106,6 +106,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.spec: LatentSpec | None = None
         self.vocabulary: Vocabulary | None = None
         self.trained_on: str | None = None
+        self.last_caption = ""
 
     def configure_model(self) -> None:
         if self.denoiser is None:
@@ -216,28 +217,38 @@ class LatentDiffusionSystem(lightning.LightningModule):
 
         At the levels that training draws. At lower ones a clean prediction of unseen latents misses
         detail, which the division by t makes the larger part of any mean over levels.
+
+        A sample's wrong caption is that of the sample before it. Samples where the two are equal do
+        not count in `true_minus_shuffled`, which is NaN where none counts. It is logged all the
+        same: processes reduce every figure together.
         """
         latents: Tensor = batch["latents"]
         generator = torch.Generator(latents.device).manual_seed(batch_idx)
         size = len(latents)
         levels = self._mix(latents).levels(5).to(latents.device)
         captions, null = batch["caption"], self.references.null(latents)
-        shuffled = captions[1:] + captions[:1]
+        before = captions[-1] if batch_idx == 0 else self.last_caption
+        shuffled, self.last_caption = [before, *captions[:-1]], captions[-1]
+        differs = torch.tensor([a != b for a, b in zip(captions, shuffled, strict=True)])
         true, wrong = (self.conditions(each, null) for each in (captions, shuffled))
-        sums = latents.new_zeros(3, len(MODALITIES))  # true, shuffled captions; predict zero
+        # of true, of shuffled captions; of predicting zero
+        sums = latents.new_zeros(3, size, len(MODALITIES))
         for level in levels:
             timesteps = level.expand(size, len(MODALITIES))
             noise = torch.randn(latents.shape, device=latents.device, generator=generator)
             errors, baseline = self._errors(batch, true, timesteps, noise)
             misled, _ = self._errors(batch, wrong, timesteps, noise)
-            sums = sums + torch.stack([errors.mean(0), misled.mean(0), baseline.mean(0)])
-        per_modality = sums[0] / len(levels)
-        right, misled, zero = sums.mean(dim=1) / len(levels)
+            sums = sums + torch.stack([errors, misled, baseline])
+        means = sums / len(levels)
+        per_modality = means[0].mean(dim=0)
+        right, _, zero = means.mean(dim=(1, 2))
         figures = {f"val/loss/{name}": per_modality[i] for i, name in enumerate(MODALITIES)}
         figures |= {"val/loss/total": right, "val/loss/predict_zero_ratio": right / zero}
-        if size > 1:  # else there is no other caption
-            figures["val/loss/true_minus_shuffled"] = right - misled
         self.log_dict(figures, batch_size=size, sync_dist=True)
+        differs = differs.to(latents.device)
+        num_wrong = int(differs.sum())
+        gain = ((means[0] - means[1]).mean(dim=1) * differs).sum() / max(num_wrong, 1)
+        self.log("val/loss/true_minus_shuffled", gain, batch_size=num_wrong, sync_dist=True)
 
     def predict(
         self,

@@ -68,7 +68,7 @@ def make_system(dead: str | None = None, **options) -> LatentDiffusionSystem:
 
 
 def make_batch(captions=("a red chair", "a blue mug")):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)  # not the noise of the probes
     latents = torch.randn(len(captions), 3, VIEWS, CHANNELS, 2, 2, generator=generator)
     return {"latents": latents, "caption": list(captions)}
 
@@ -105,12 +105,35 @@ def test_a_prediction_that_is_not_a_number_is_alarming_too():
         ConditionProbes(error=True).check({"text": float("nan")}, step=1000)
 
 
-def test_what_is_not_trained_on_or_cannot_be_exchanged_is_left_out():
+def test_what_is_not_trained_on_is_left_out():
     joint = TimestepMix(joint=1.0, texture=0.0, geometry=0.0, independent=0.0)
     found = movements(make_system(image_share=0.0, mix=joint, text_dropout=1.0))
     assert tuple(found) == ("view", "view_embedding", "modality_embedding")
-    assert "text" not in movements(make_system(), make_batch(["a mug", "a mug"]))
-    assert not {"text", "image", "geometry"} & set(movements(make_system(), make_batch(["a mug"])))
+
+
+@pytest.mark.parametrize("dead", [None, "text", "image", "geometry"])
+@pytest.mark.parametrize("captions", [["a mug"], ["a mug", "a mug"]])
+def test_a_batch_without_another_sample_or_caption_probes_all_conditions(dead, captions):
+    found = movements(make_system(dead), make_batch(captions))
+    assert tuple(sorted(found)) == tuple(sorted(CONDITIONS))
+    assert [name for name, value in found.items() if value < 1e-4] == ([dead] if dead else [])
+
+
+@pytest.mark.parametrize(
+    ("batches", "differing"),
+    [([["a red chair"], ["a blue mug"]], 1), ([["a red chair", "a blue mug"]] * 2, 4)],
+)
+def test_wrong_captions_are_those_of_the_sample_before(batches, differing, monkeypatch):
+    system = make_system()
+    counts = []
+    monkeypatch.setattr(system, "log_dict", lambda figures, **options: None)
+    monkeypatch.setattr(
+        system, "log", lambda name, value, **options: counts.append((value, options["batch_size"]))
+    )
+    for index, captions in enumerate(batches):
+        system.validation_step(make_batch(captions), index)
+    assert sum(count for _, count in counts) == differing
+    assert all((value != 0.0) == (count > 0) for value, count in counts)
 
 
 class Fitted(LatentDiffusionSystem):

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import lightning
 import pytest
 import torch
@@ -100,3 +102,23 @@ def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(tmp_path):
     fit(Line(), second, tmp_path, 12, tmp_path / "half.ckpt", limit_val_batches=0)
     assert torch.equal(second.average["weight"], whole.average["weight"])
     assert second.num_updates == 12
+
+
+def test_the_average_of_bfloat16_weights_moves_by_less_than_their_precision(tmp_path):
+    system, callback = Line(), WeightAverage(decay=0.999)
+    system.to(torch.bfloat16)
+    callback.average = {"weight": torch.ones(1)}
+    for step in range(20_000, 22_000):  # long warmed up
+        callback.num_updates = step - 1
+        trainer = Mock(spec=lightning.Trainer, global_step=step)
+        callback.on_train_batch_end(trainer, system, None, None, 0)
+    assert callback.average["weight"].item() == pytest.approx(0.999**2000, rel=1e-4)
+    exact = callback.average["weight"].clone()
+    callback.swap(system)
+    assert system.weight.dtype == torch.bfloat16
+    assert system.weight.item() == pytest.approx(exact.item(), rel=1e-2)
+    callback.swap(system)
+    assert system.weight.item() == 0.0
+    assert torch.equal(callback.average["weight"], exact)
+    callback.load_state_dict({"num_updates": 1, "average": {"weight": torch.ones(1).bfloat16()}})
+    assert callback.average["weight"].dtype == torch.float32

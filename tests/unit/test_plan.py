@@ -132,9 +132,9 @@ def test_bytes_are_those_of_the_table_in_the_docs():
     #  weights, gradients, optimizer, average, activations, total
     assert billions == [
         [22.0, 4.0, 8.0, 4.0, 5.0, 43.0],  # float32 parameters and AdamW: 16 bytes each
-        [20.0, 2.0, 1.5, 2.0, 5.0, 30.5],  # 2 + 2 + 12 bytes, the 12 over 8 GPUs
-        [20.0, 0.25, 1.5, 2.0, 5.0, 28.75],
-        [20.0 / 8 + 1.0, 0.25, 1.5, 0.25, 5.0, 10.5],  # one block is gathered
+        [20.0, 2.0, 1.5, 4.0, 5.0, 32.5],  # 2 + 2 + 12 bytes, the 12 over 8 GPUs
+        [20.0, 0.25, 1.5, 4.0, 5.0, 30.75],
+        [20.0 / 8 + 1.0, 0.25, 1.5, 0.5, 5.0, 10.75],  # one block is gathered
     ]
     alone = dataclasses.replace(KNOWN, averaged=False).memory(3, 1)
     assert alone.weights == 20 * BILLION

@@ -4,14 +4,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import lightning
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
+from lightning.pytorch.loggers.logger import DummyLogger
 from test_condition_probes import CHANNELS, VIEWS, Fitted, make_batch, make_system
 
+import train
+from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
+from modules.callbacks.checkpoint import RunCheckpoint, find_checkpoint
 from modules.callbacks.ema import WeightAverage
 from modules.callbacks.expert_gradients import ExpertGradients, expert_norms
 from modules.callbacks.timestep_bins import TimestepBins, bin_sums
@@ -71,11 +76,44 @@ def test_training_logs_losses_by_level_and_gradients_by_expert(tmp_path):
     trainer = make_trainer(tmp_path, 3, TimestepBins(2), ExpertGradients())
     trainer.fit(system, make_loader())
     logged = trainer.logged_metrics
-    by_level = [name for name in logged if name.startswith("train/loss_at/rgb/")]
-    assert by_level
-    assert set(by_level) <= {"train/loss_at/rgb/0.00-0.50", "train/loss_at/rgb/0.50-1.00"}
+    by_level = {name for name in logged if name.startswith("train/loss_at/rgb/")}
+    assert by_level == {"train/loss_at/rgb/0.00-0.50", "train/loss_at/rgb/0.50-1.00"}
     for expert in ("shared", "rgb", "normal", "coord", "other"):
         assert logged[f"train/grad_norm/{expert}"] > 0.0
+
+
+class Rows(DummyLogger):
+    """Keeps what a logger is sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append(metrics)
+
+
+def test_a_row_holds_what_belongs_to_it_and_nothing_older(tmp_path):
+    norms, sums = [], []
+
+    class Seen(lightning.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            norms.append(expert_norms(module)["shared"].item())
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            sums.append(bin_sums(outputs["errors"], outputs["timesteps"], 8))
+
+    rows = Rows()
+    trainer = make_trainer(tmp_path, 6, TimestepBins(8), ExpertGradients(), Seen())
+    trainer.log_every_n_steps, trainer.loggers = 3, [rows]
+    trainer.fit(make_adapted_system(), make_loader())
+    written = [row for row in rows.rows if "train/grad_norm/shared" in row]
+    assert [row["train/grad_norm/shared"] for row in written] == pytest.approx(norms[2::3])
+    drawn = [sum(sums[:3]), sum(sums[3:])]
+    assert any((errors[0] > 0.0).sum() < 8 for errors, _ in drawn)  # some level was not drawn
+    for row, (errors, counts) in zip(written, drawn, strict=True):
+        levels = [value for name, value in row.items() if name.startswith("train/loss_at/rgb/")]
+        assert levels == pytest.approx((errors[0] / counts[0]).tolist(), nan_ok=True)
 
 
 def test_gradients_are_counted_with_the_expert_they_belong_to():
@@ -114,6 +152,39 @@ def test_a_checkpoint_holds_what_is_trained_and_a_resume_ends_as_a_whole_run(tmp
         assert torch.equal(dict(resumed.named_parameters())[name], parameter), name
     for name, tensor in whole_average.average.items():
         assert torch.equal(average.average[name], tensor), name
+
+
+@pytest.mark.parametrize("on_first", [True, False])
+def test_all_processes_write_the_last_checkpoint_or_none_does(on_first, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    if not on_first:  # a file that this process sees, and the first one does not
+        (tmp_path / "checkpoints" / "step-00000005.ckpt").touch()
+    trainer = Mock(spec=lightning.Trainer, interrupted=False, global_step=5)
+    trainer.strategy.broadcast = lambda answer: on_first
+    RunCheckpoint(tmp_path, 10).on_fit_end(trainer, make_system())
+    assert trainer.save_checkpoint.called == (not on_first)
+
+
+def test_a_checkpoint_folder_of_deepspeed_is_not_called_broken(tmp_path):
+    folder = tmp_path / "checkpoints" / "step-00000005.ckpt"
+    folder.mkdir(parents=True)
+    for ckpt in ("auto", str(folder)):
+        with pytest.raises(UserError, match="as DeepSpeed writes checkpoints") as refusal:
+            find_checkpoint(ckpt, tmp_path, "denoiser")
+        assert "delete" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["flux2_klein", "sd35m", "flux1"])
+def test_full_size_experiments_refuse_deepspeed_at_the_start(name):
+    experiment = [f"experiment={name}/latent_diffusion"]
+    with pytest.raises(UserError, match="use trainer=ddp"):
+        train.main(compose("train", [*experiment, "trainer=deepspeed"]))
+    for allowed in (
+        [*experiment, "trainer=ddp"],
+        [*experiment, "trainer=deepspeed", "trainer.precision=bf16-mixed"],
+        ["experiment=tiny/latent_diffusion", "trainer=deepspeed"],
+    ):
+        train.refuse_mixed_deepspeed(compose("train", allowed))
 
 
 def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
