@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.contract import CONVENTIONS_VERSION, MODALITIES, UserError
 from modules.latents.codec import own_statistics
 from modules.latents.raw_parts import RawPart
-from modules.latents.spec import LatentSpec, fingerprint
+from modules.latents.spec import CARRIED, LatentSpec, fingerprint
 
 
 def read_cache(directory: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def own_spec(parts: Iterable[RawPart], autoencoder: Any) -> LatentSpec:
         packing=packing,
         mean=[mean.tolist()] * len(MODALITIES),
         std=[std.tolist()] * len(MODALITIES),
-        origin="statistics that the autoencoder carries",
+        origin=CARRIED,
         autoencoder=fingerprint(autoencoder),
         num_views=first.latents.shape[2],
         grid=first.latents.shape[-1],

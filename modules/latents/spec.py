@@ -13,6 +13,7 @@ from torch import nn
 from data_pipeline.contract import CONVENTIONS_VERSION, MODALITIES, UserError, check_conventions
 
 SPEC_NAME = "latent_spec.json"
+CARRIED = "statistics that the autoencoder carries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ class LatentSpec:
     def channels(self) -> int:
         """Channels of a packed cell."""
         return len(self.mean[0])
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether mean and std are the autoencoder's own, as in the training of its backbone."""
+        return self.origin == CARRIED
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary; `LatentSpec.from_json` gives the spec back, bit for bit."""

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -145,6 +146,11 @@ class LatentDiffusionSystem(lightning.LightningModule):
                     f"{num_words}: raise conditioner.max_words"
                 )
             self.text_encoder.vocabulary = self.vocabulary
+        if self.denoiser.backbone.origin and not self.spec.is_carried:
+            rank_zero_warn(
+                f"{self.latents} is normalised by its own statistics, but the backbone was trained "
+                "on latents normalised by the autoencoder's: encode with statistics=autoencoder"
+            )
         text, pooled = self.text_encoder.embed([""])
         backbone, width = self.denoiser.backbone, None if pooled is None else pooled.shape[1]
         if (text.shape[2], width) != (backbone.text_width, backbone.pooled_width):

@@ -106,6 +106,7 @@ def test_statistics_do_not_depend_on_how_the_set_is_cut_into_batches():
     autoencoder, images = make_autoencoder(), make_images()
     parts = [make_part(autoencoder, part) for part in (images, images[:1], images[1:])]
     whole = measure_spec(parts[:1], packing=2, autoencoder="")
+    assert not whole.is_carried
     cut = measure_spec(parts[1:], packing=2, autoencoder="")
     np.testing.assert_allclose(whole.mean, cut.mean, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.std, cut.std, rtol=1e-4)
@@ -116,6 +117,8 @@ def test_flux2_latents_are_normalised_as_its_own_pipeline_does_it():
     autoencoder.bn.running_mean.uniform_(-0.5, 0.5)
     autoencoder.bn.running_var.uniform_(0.5, 2.0)
     spec = own_spec([make_part(autoencoder, make_images())], autoencoder)
+    assert spec.is_carried
+    assert LatentSpec.from_json(spec.to_json(), "").is_carried
     codec = LatentCodec(autoencoder, spec)
     one = make_images()[:1, 1, :1]
     latents = codec.encode(make_images())[:1, 1, 0]
