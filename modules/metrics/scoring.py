@@ -47,6 +47,7 @@ FAILURE_FIGURES: dict[str, float] = {
     "input_view_ssim_unmasked": 0.0,
     "input_view_mask_iou": 0.0,
     "input_view_normal_deg": 90.0,
+    "excess_input_view_normal_deg": 90.0,
     "watertight": 0.0,
     "manifold": 0.0,
     "uv_coverage": 0.0,

@@ -70,6 +70,8 @@ FIGURE_NOTES = (
                "Masked, in the views that the mesh was rebuilt from."),
     FigureNote("input_view_normal_deg", "Normals in the input views (degrees)", "lower", 1,
                "Mean angle between the mesh's normals and those of the input images."),
+    FigureNote("excess_input_view_normal_deg", "The same, excess (degrees)", "lower", 1,
+               "By how much that exceeds the angle of the true mesh's own normals to the images'."),
     FigureNote("watertight", "Watertight", "higher", 2,
                "Share of meshes whose every edge joins exactly two faces, texture seams welded."),
     FigureNote("manifold", "Manifold", "higher", 2,

@@ -99,6 +99,11 @@ def rebuild_cases(
             figures = cost | compare_with_views(views, rgb, hit)
             figures["input_view_normal_deg"] = mesh_normal_deg(views, normal, hit)
             truth = sample_truth(sample, frame, originals.get(uid))
+            if truth.mesh is not None:
+                floor = render_mesh(truth.mesh, cameras, hit.shape[1])
+                figures["excess_input_view_normal_deg"] = figures[
+                    "input_view_normal_deg"
+                ] - mesh_normal_deg(floor, normal, hit)
             return Loaded(mesh, truth, out / f"{uid}.glb", figures)
 
         digest = asset_digest(originals[uid]) if uid in originals else "stored samples"

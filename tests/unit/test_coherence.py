@@ -198,3 +198,60 @@ def test_noise_has_an_edge_near_every_outline_and_is_seen_nevertheless(images, t
 def test_images_of_nothing_tell_nothing(images):
     empty = dataclasses.replace(images, hit=np.zeros_like(images.hit))
     assert all(np.isnan(value) for value in coherence(empty).values())
+
+
+def pixel_by_pixel(images: ViewImages) -> dict[str, float]:
+    """The figures (a), (b) without occlusion or conflicts, and (c), from docs/metrics.md alone."""
+    side, angles, off, gaps = images.hit.shape[1], [], [], []
+    for i, camera in enumerate(images.cameras):
+        p, n, hit = images.coord[i], images.normal[i], images.hit[i]
+        towards = np.asarray(camera.matrix)[:3, 2]
+        corners = [(y, x) for y in range(side - 1) for x in range(side - 1)]
+        corners = [(y, x) for y, x in corners if hit[y, x] and hit[y, x + 1] and hit[y + 1, x]]
+        steps = {at: (p[at[0], at[1] + 1] - p[at], p[at[0] + 1, at[1]] - p[at]) for at in corners}
+        lengths = {at: [np.linalg.norm(step) for step in both] for at, both in steps.items()}
+        limit = 3.0 * np.median([length for both in lengths.values() for length in both])
+        for at, (across, down) in steps.items():
+            if max(lengths[at]) < limit:
+                g = np.cross(down, across)
+                g = -g if g @ towards < 0 else g
+                cosine = g @ n[at] / np.linalg.norm(g) / np.linalg.norm(n[at])
+                angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+        for y, x in np.argwhere(hit):
+            pixel, _ = camera.project(p[y, x][None], side)
+            off.append(np.hypot(pixel[0, 0] - x - 0.5, pixel[0, 1] - y - 0.5))
+            gaps += [_gap(images, j, p[y, x]) for j in range(len(images.cameras)) if j != i]
+    return {
+        "normal_coord_deg": np.mean(angles),
+        "reprojection_px": np.mean(off),
+        "cross_view_position": np.mean([gap for gap in gaps if gap is not None]),
+    }
+
+
+def _gap(images: ViewImages, view: int, point: np.ndarray) -> float | None:
+    """Return how far a view shows another point where this one is; None where it is no match."""
+    camera, side = images.cameras[view], images.hit.shape[1]
+    pixel, depth = camera.project(point[None], side)
+    x, y = pixel[0] - 0.5
+    left, top = int(np.floor(x)), int(np.floor(y))
+    if not (0 <= x <= side - 1 and 0 <= y <= side - 1):
+        return None
+    left, top = min(left, side - 2), min(top, side - 2)
+    corners = [(top + dy, left + dx) for dy in (0, 1) for dx in (0, 1)]
+    points = np.array([images.coord[view][at] for at in corners])
+    if not all(images.hit[view][at] for at in corners) or np.ptp(points, axis=0).max() >= 0.05:
+        return None
+    a, b = x - left, y - top
+    weights = np.array([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b])
+    theirs = weights @ points
+    _, surface = camera.project(theirs[None], side)
+    return np.linalg.norm(point - theirs) if abs(depth[0] - surface[0]) <= 0.05 else None
+
+
+def test_figures_equal_their_formulas_pixel_by_pixel():
+    images = see(resolution_px=24)
+    noise = np.random.default_rng(0).normal(size=images.coord.shape)
+    images = dataclasses.replace(images, coord=images.coord + 0.004 * noise)
+    found, expected = coherence(images), pixel_by_pixel(images)
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-6), key

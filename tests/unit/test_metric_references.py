@@ -11,6 +11,7 @@ from analytic import colored
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import Delaunay
+from skimage.metrics import peak_signal_noise_ratio
 from torch.nn import functional
 
 from data_pipeline.contract import UserError
@@ -177,6 +178,58 @@ def test_genus_counts_handles_as_trimesh_does():
         assert np.isnan(opened["genus"])
 
 
+def faulty(seed: int) -> trimesh.Trimesh:
+    """Spheres with faces missing, doubled and turned, and two that meet at one vertex."""
+    generator = np.random.default_rng(seed)
+    ball = trimesh.creation.icosphere(1, 0.3)
+    other = ball.copy()
+    other.apply_translation(2.0 * ball.vertices[0])  # its vertex opposite to 0 is vertex 0
+    both = trimesh.util.concatenate([ball, other])
+    faces = np.array(both.faces)
+    faces = np.delete(faces, generator.integers(0, len(faces), seed), axis=0)
+    doubled = faces[generator.integers(0, len(faces), seed // 2)]
+    faces[: seed // 3] = faces[: seed // 3, ::-1]
+    return trimesh.Trimesh(both.vertices, np.concatenate([faces, doubled]), process=False)
+
+
+def slow_faults(mesh: trimesh.Trimesh) -> dict[str, int]:
+    """Count by dictionaries, and walk around every vertex from face to face."""
+    name = {tuple(v): i for i, v in enumerate(np.unique(mesh.vertices.round(9), axis=0))}
+    faces = [[name[tuple(mesh.vertices[v].round(9))] for v in face] for face in mesh.faces]
+    runs: dict[frozenset[int], list[tuple[int, int]]] = {}
+    for face in faces:
+        for start, end in zip(face, face[1:] + face[:1], strict=True):
+            runs.setdefault(frozenset((start, end)), []).append((start, end))
+    pinched = 0
+    for vertex in {v for face in faces for v in face}:
+        around = [set(face) - {vertex} for face in faces if vertex in face]
+        fan = around.pop()
+        while joined := [pair for pair in around if pair & fan]:
+            around = [pair for pair in around if not pair & fan]
+            fan = fan.union(*joined)
+        pinched += bool(around)
+    return {
+        "border_edges": sum(len(uses) == 1 for uses in runs.values()),
+        "tangled_edges": sum(
+            len(uses) > 2 or (len(uses) == 2 and uses[0] == uses[1]) for uses in runs.values()
+        ),
+        "pinched_vertices": pinched,
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 2, 7, 12])
+def test_faults_of_meshes_equal_those_found_face_by_face_and_trimeshs_verdict(seed: int):
+    mesh = faulty(seed)
+    figures = mesh_quality(np.array(mesh.vertices), np.array(mesh.faces))
+    expected = slow_faults(mesh)
+    assert {key: figures[key] for key in expected} == expected
+    assert expected["pinched_vertices"] >= 1  # where the balls meet
+    welded = trimesh.Trimesh(mesh.vertices, mesh.faces)
+    welded.merge_vertices()
+    sound = welded.is_watertight and welded.is_winding_consistent
+    assert bool(figures["watertight"]) == sound
+
+
 def test_triangles_cover_what_a_point_in_triangle_test_says():
     corners = np.random.default_rng(0).uniform(-5.0, 25.0, (40, 3, 2))
     corners[:5] = np.round(corners[:5])  # edges through pixel centres' rows are no trouble
@@ -283,6 +336,16 @@ def test_ssim_equals_its_formula_and_is_averaged_over_the_mask():
     assert figures["ssim_masked"] == pytest.approx(expected[mask].mean(), abs=1e-9)
     same = image_figures(images[0], hits[0], images[0], hits[0])
     assert same["ssim_masked"] == same["ssim_unmasked"] == pytest.approx(1.0)
+
+
+def test_psnr_equals_scikit_images():
+    generator = np.random.default_rng(1)
+    images = generator.random((2, 3, 16, 16, 3))
+    hits = np.ones((3, 16, 16), dtype=bool)
+    figures = image_figures(images[0], hits, images[1], hits)
+    expected = peak_signal_noise_ratio(images[1], images[0], data_range=1.0)
+    assert figures["psnr_masked"] == figures["psnr_unmasked"] == pytest.approx(expected, abs=1e-9)
+    assert figures["mask_iou"] == 1.0
 
 
 def random_weights() -> dict[str, torch.Tensor]:
