@@ -106,8 +106,9 @@ def test_pixels_can_be_written_instead_of_a_mesh(tmp_path: Path, form: str):
     count = int(said.split()[0])
     head = (tmp_path / "ball.ply").read_bytes().partition(b"end_header")[0].decode()
     assert f"element vertex {count}\n" in head
-    comment = next(line for line in head.splitlines() if line.startswith("comment "))
-    assert json.loads(comment.removeprefix("comment "))["relief"]["licence"] == "CC-BY-4.0"
+    comments = [line for line in head.splitlines() if line.startswith("comment ")]
+    told = json.loads("".join(line.removeprefix("comment ") for line in comments))
+    assert told["relief"]["licence"] == "CC-BY-4.0"
 
 
 def test_pixels_need_a_ply(tmp_path: Path):
