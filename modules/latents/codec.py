@@ -105,7 +105,7 @@ def own_statistics(
     """
     norm, config = getattr(autoencoder, "bn", None), autoencoder.config
     if norm is None and isinstance(autoencoder, AutoencoderKL):
-        channels = torch.ones(config.latent_channels * SINGLE_PACKING**2)
+        channels = torch.ones(config.latent_channels * SINGLE_PACKING**2, device=autoencoder.device)
         return (
             SINGLE_PACKING,
             channels * (config.shift_factor or 0.0),
