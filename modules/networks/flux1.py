@@ -21,9 +21,15 @@ from torch import Tensor, nn
 from data_pipeline.contract import UserError
 from modules.networks.adapters import Route, Stream
 from modules.networks.backbone import Backbone
-from modules.networks.flux2 import DoubleAttention, Rotary, _attend, _split_heads
+from modules.networks.flux2 import (
+    TEXT_LAYERS,
+    DoubleAttention,
+    Rotary,
+    attend,
+    rotary_embedding,
+    split_heads,
+)
 
-TEXT_LAYERS = (".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out", ".ff_context.")
 MODULATION_LAYERS = (".norm.", ".norm1.", ".norm1_context.")
 Modulation = tuple[Float[Tensor, "b d"], ...]
 """Shifts, scales and gates of one group of tokens."""
@@ -127,7 +133,7 @@ class Flux1Backbone(Backbone):
             positions.append(image_positions(reference_slots[None], *references.shape[3:]))
             lengths.append(flat.shape[1])
             times.append(text_time)
-        rotary = self._rotary(positions)
+        rotary = rotary_embedding(model.pos_embed, positions)
 
         words = model.context_embedder(text.to(self._dtype))
         time = torch.stack(times)  # g b d
@@ -160,12 +166,6 @@ class Flux1Backbone(Backbone):
         if self.transformer.config["guidance_embeds"]:
             told.append(torch.full_like(told[0], self.guidance * 1000))
         return embedder(*told, pooled.to(self._dtype))
-
-    def _rotary(self, positions: Sequence[Float[Tensor, "_ _ 3"]]) -> Rotary:
-        rows = max(len(part) for part in positions)
-        ids = torch.cat([part.expand(rows, -1, -1) for part in positions], dim=1)
-        cos, sin = self.transformer.pos_embed(ids.flatten(0, 1))
-        return cos.unflatten(0, ids.shape[:2]), sin.unflatten(0, ids.shape[:2])
 
 
 def image_positions(
@@ -243,9 +243,9 @@ class GroupsSingleBlock(FluxSingleTransformerBlock):
         hidden = self.act_mlp(self.proj_mlp(normed))
         attn: Any = self.attn
         query, key, value = (
-            _split_heads(attn, project(normed)) for project in (attn.to_q, attn.to_k, attn.to_v)
+            split_heads(attn, project(normed)) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        mixed = _attend(attn.norm_q(query), attn.norm_k(key), value, rotary)
+        mixed = attend(attn.norm_q(query), attn.norm_k(key), value, rotary)
         return stream + _gate(self.proj_out(torch.cat([mixed, hidden], dim=-1)), lengths, gate)
 
 

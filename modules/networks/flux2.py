@@ -21,6 +21,9 @@ from modules.networks.backbone import Backbone
 VIEW_STRIDE = 10
 """Rotary T of slot i is `10 * i`: FLUX.2's pipeline numbers its reference images so."""
 
+TEXT_LAYERS = (".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out", ".ff_context.")
+"""What names of layers of the text's stream hold, in FLUX.2 and FLUX.1."""
+
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine, each `#b s d`."""
 
@@ -74,8 +77,7 @@ class Flux2Backbone(Backbone):
         def stream(name: str) -> Stream:
             if name.startswith("single_transformer_blocks."):
                 return "joint"
-            of_text = (".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out", ".ff_context.")
-            return "text" if any(word in name for word in of_text) else "image"
+            return "text" if any(word in name for word in TEXT_LAYERS) else "image"
 
         blocks = ("transformer_blocks.", "single_transformer_blocks.")
         layers = self.transformer.named_modules()
@@ -108,7 +110,7 @@ class Flux2Backbone(Backbone):
             positions.append(image_positions(reference_slots[None], *references.shape[3:]))
             tokens = torch.cat([tokens, references.movedim(2, -1).flatten(1, 3)], dim=1)
             num_references = positions[-1].shape[1]
-        rotary = self._rotary(positions)
+        rotary = rotary_embedding(model.pos_embed, positions)
         route = Route(num_modalities=grid[0], num_tokens=num_tokens, num_text=num_text)
 
         # Rows of one timestep go through each small layer alone, as in the stock pass: bit-equal.
@@ -157,11 +159,15 @@ class Flux2Backbone(Backbone):
         guidance = torch.full_like(timesteps, self.guidance)
         return time + embedder.guidance_embedder(sinusoids(guidance))
 
-    def _rotary(self, positions: Sequence[Float[Tensor, "_ _ 4"]]) -> Rotary:
-        rows = max(len(part) for part in positions)
-        ids = torch.cat([part.expand(rows, -1, -1) for part in positions], dim=1)
-        cos, sin = self.transformer.pos_embed(ids.flatten(0, 1))
-        return cos.unflatten(0, ids.shape[:2]), sin.unflatten(0, ids.shape[:2])
+
+def rotary_embedding(
+    pos_embed: nn.Module, positions: Sequence[Float[Tensor, "_ _ axes"]]
+) -> Rotary:
+    """Return the rotary embedding of consecutive tokens; positions of one row stand for all."""
+    rows = max(len(part) for part in positions)
+    ids = torch.cat([part.expand(rows, -1, -1) for part in positions], dim=1)
+    cos, sin = pos_embed(ids.flatten(0, 1))
+    return cos.unflatten(0, ids.shape[:2]), sin.unflatten(0, ids.shape[:2])
 
 
 def image_positions(
@@ -203,13 +209,13 @@ class DoubleAttention:
     ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b k d"]]:
         image, text = hidden_states, encoder_hidden_states
         num_text = text.shape[1]
-        text_query = attn.norm_added_q(_split_heads(attn, attn.add_q_proj(text)))
-        text_key = attn.norm_added_k(_split_heads(attn, attn.add_k_proj(text)))
-        text_value = _split_heads(attn, attn.add_v_proj(text))
-        query = attn.norm_q(_split_heads(attn, attn.to_q(image)))
-        key = attn.norm_k(_split_heads(attn, attn.to_k(image)))
-        value = _split_heads(attn, attn.to_v(image))
-        mixed = _attend(
+        text_query = attn.norm_added_q(split_heads(attn, attn.add_q_proj(text)))
+        text_key = attn.norm_added_k(split_heads(attn, attn.add_k_proj(text)))
+        text_value = split_heads(attn, attn.add_v_proj(text))
+        query = attn.norm_q(split_heads(attn, attn.to_q(image)))
+        key = attn.norm_k(split_heads(attn, attn.to_k(image)))
+        value = split_heads(attn, attn.to_v(image))
+        mixed = attend(
             torch.cat([text_query, query], dim=1),
             torch.cat([text_key, key], dim=1),
             torch.cat([text_value, value], dim=1),
@@ -230,16 +236,16 @@ class SingleAttention:
     ) -> Float[Tensor, "b s d"]:
         fused = attn.to_qkv_mlp_proj(hidden_states)
         *qkv, gated = fused.split([attn.inner_dim] * 3 + [2 * attn.mlp_hidden_dim], dim=-1)
-        query, key, value = (_split_heads(attn, part) for part in qkv)
-        mixed = _attend(attn.norm_q(query), attn.norm_k(key), value, image_rotary_emb)
+        query, key, value = (split_heads(attn, part) for part in qkv)
+        mixed = attend(attn.norm_q(query), attn.norm_k(key), value, image_rotary_emb)
         return attn.to_out(torch.cat([mixed, attn.mlp_act_fn(gated)], dim=-1))
 
 
-def _split_heads(attn: Any, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b s n d2"]:
+def split_heads(attn: Any, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b s n d2"]:
     return tokens.unflatten(-1, (-1, attn.head_dim))
 
 
-def _attend(
+def attend(
     query: Float[Tensor, "b s n d"],
     key: Float[Tensor, "b s n d"],
     value: Float[Tensor, "b s n d"],

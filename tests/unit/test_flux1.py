@@ -10,6 +10,7 @@ from data_pipeline.contract import UserError
 from modules.networks.adapters import MixtureOfLoRA
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.flux1 import Flux1Backbone, GroupsBlock, image_positions
+from modules.networks.flux2 import rotary_embedding
 
 CONFIG = {  # the switches of FLUX.1 [dev]: guidance embedding, pooled text, three axes
     "in_channels": 12, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8,
@@ -82,7 +83,7 @@ def test_each_modality_is_modulated_by_its_own_timestep():
     image, words = torch.randn(2, 11, 16), torch.randn(2, 5, 16)
     time, text_time = torch.randn(3, 2, 16), torch.randn(2, 16)
     ids = torch.cat([torch.zeros(1, 5, 3), torch.arange(33.0).view(1, 11, 3)], dim=1)
-    rotary = backbone._rotary([ids])
+    rotary = rotary_embedding(backbone.transformer.pos_embed, [ids])
     driven_words, driven = block(image, words, time, text_time, lengths, rotary)
 
     def heads(norm, tokens):
