@@ -59,7 +59,8 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
             nothing: theirs is FLUX.2's class.
 
     Raises:
-        UserError: the pretrained backbone cannot be found, or the experts do not fit it.
+        UserError: the pretrained backbone cannot be found or has other weights now, or the experts
+            do not fit it.
     """
     backbone_class = BACKBONES[told.get("backbone", Flux2Backbone.__name__)]
     origin, layout = told.get("origin", {}), told.get("layout", "joint")
@@ -69,7 +70,8 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
         backbone = backbone_class.from_pretrained(**origin)
         load_experts(backbone, experts)
     else:
-        whole = {"dtype": "float32", **origin, "source": str(directory / "transformer")}
+        own = {"source": str(directory / "transformer"), "fingerprint": None}
+        whole = {"dtype": "float32", **origin, **own}
         backbone = backbone_class.from_pretrained(**whole)
     num_views = told["num_views"] if "num_views" in told else len(embeddings["view_embedding"])
     denoiser = JointDenoiser(backbone, num_views, layout)

@@ -63,7 +63,7 @@ def fit_reference(image: Image.Image, side_px: int) -> Float[Tensor, "3 side sid
         side_px: of the views.
     """
     box = image.getchannel("A").getbbox()
-    cut_out = image.getchannel("A").getextrema()[0] < 255
+    cut_out = any(image.getchannel("A").histogram()[:255])
     shown = image.crop(box) if cut_out else image
     side = round(max(shown.size) * (FRAME if cut_out else 1.0))
     square = Image.new("RGBA", (side, side), "white")

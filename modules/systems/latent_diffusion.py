@@ -31,6 +31,7 @@ from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.networks.weights_fingerprint import check_fingerprint
 from modules.systems.own_references import OwnReferences
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
@@ -168,6 +169,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
         checkpoint["vocabulary"] = self.vocabulary.words
+        checkpoint["backbone"] = self.denoiser.backbone.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
@@ -178,6 +180,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"{self.latents} is another latent cache than the checkpoint's: start a new run "
                 "(another paths.run_dir), or name the old cache"
             )
+        saved, origin = checkpoint.get("backbone", {}), self.denoiser.backbone.origin
+        check_fingerprint(
+            origin.get("fingerprint"), saved.get("fingerprint"), origin.get("source", "")
+        )
         if differing := sorted(self._trained_names() ^ checkpoint["state_dict"].keys()):
             raise UserError(
                 f"the checkpoint was trained with another denoiser, conditioner or adapters: "

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import BACKBONES, load_network, save_network
+from modules.networks.weights_fingerprint import weights_fingerprint
 
 PUBLISHED = {
     "flux2_klein": 3_875_544_576,
@@ -49,10 +51,10 @@ def read_denoiser(name: str, *overrides: str) -> Any:
     return compose("train", [f"denoiser={name}", "shards=x", "latents=x", *overrides]).denoiser
 
 
-def save_small(name: str, folder: Path) -> Path:
+def save_small(name: str, folder: Path, seed: int = 0) -> Path:
     """Save a small random model of a published structure as diffusers does."""
     build = instantiate(read_denoiser(name).backbone, _convert_="object")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     transformer_class = build.func.__self__.transformer_class
     transformer = transformer_class(**build.keywords["config"] | SMALL[name])
     for parameter in transformer.parameters():
@@ -193,6 +195,38 @@ def test_an_export_whose_pretrained_backbone_is_gone_says_so(tmp_path):
     source.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"cannot load .*pretrained"):
         load_network(tmp_path / "export", copy.deepcopy(told))
+
+
+def test_an_export_whose_pretrained_backbone_became_another_is_refused(tmp_path):
+    source = save_small("flux2_klein", tmp_path / "pretrained")
+    (tmp_path / "export").mkdir()
+    denoiser = build("flux2_klein", source)
+    told = json.loads(json.dumps(save_network(tmp_path / "export", denoiser)))
+    inputs = make_inputs(denoiser)
+    # The same weights in many files: the same model.
+    Flux2Transformer2DModel.from_pretrained(source).save_pretrained(source, max_shard_size="20KB")
+    (source / "diffusion_pytorch_model.safetensors").unlink()
+    assert len(list(source.glob("*.safetensors"))) > 3
+    assert torch.equal(load_network(tmp_path / "export", told)(**inputs), denoiser(**inputs))
+    shutil.rmtree(source)
+    save_small("flux2_klein", source, seed=1)
+    with pytest.raises(UserError, match=r"pretrained holds other weights .* bring those back"):
+        load_network(tmp_path / "export", told)
+    del told["origin"]["fingerprint"]  # as exports of before say nothing
+    load_network(tmp_path / "export", told)
+
+
+def test_a_fingerprint_names_the_weights_in_every_dtype_and_tells_others(tmp_path):
+    model = Flux2Transformer2DModel.from_pretrained(save_small("flux2_klein", tmp_path))
+    before = weights_fingerprint(model)
+    assert before == weights_fingerprint(copy.deepcopy(model).to(torch.bfloat16))
+    found = {before}
+    for name, parameter in model.named_parameters():  # any layer that was trained on
+        changed = copy.deepcopy(model)
+        changed.get_parameter(name).data += 0.05 * parameter.abs().max()
+        found.add(weights_fingerprint(changed))
+    assert len(found) == 1 + len(list(model.parameters()))
+    assert weights_fingerprint(model.to("meta")) is None
 
 
 def test_exports_from_before_backbones_could_be_chosen_still_load(tmp_path):
