@@ -75,6 +75,7 @@ class Backbone(nn.Module, ABC):
         timesteps: Float[Tensor, "b m"],
         text: Float[Tensor, "b k e"],
         *,
+        text_timesteps: Float[Tensor, " b"],
         pooled: Float[Tensor, "b p"] | None,
         embedding: Float[Tensor, "#b m v d"] | None,
         slots: Int[Tensor, "#b v"],
@@ -85,9 +86,10 @@ class Backbone(nn.Module, ABC):
 
         Args:
             latents: packed and normalised.
-            timesteps: noise level of each modality, 0 = clean, 1 = pure noise. Text and references
-                take the largest in the row, which equals the pretrained model when all are equal.
+            timesteps: noise level of each modality, 0 = clean, 1 = pure noise.
             text: embeddings of the text; all rows have the same length, padding included.
+            text_timesteps: what text and references are modulated by; the pretrained model when
+                equal to all others of the row.
             pooled: embedding of the whole text, where `pooled_width` says so.
             embedding: added to all tokens of an image, to tell modalities and views apart.
             slots: of the views; one row stands for all.

@@ -14,6 +14,12 @@ from modules.networks.backbone import Backbone
 from modules.networks.flux2 import Flux2Backbone
 
 Layout = Literal["joint", "tiled"]
+TEXT_TIMESTEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "largest": lambda timesteps: timesteps.amax(dim=1),
+    "mean": lambda timesteps: timesteps.mean(dim=1),
+    "rgb": lambda timesteps: timesteps[:, MODALITIES.index("rgb")],
+}
+"""Rules that make of a sample's noise levels (b m) that of its text and references (b)."""
 
 
 class JointDenoiser(nn.Module):
@@ -31,33 +37,49 @@ class JointDenoiser(nn.Module):
         backbone: runs the blocks.
         num_views: views of the layout.
         layout: `joint` or `tiled`.
+        text_timestep: noise level that modulates text and references: the `largest` of a sample's
+            modalities, their `mean`, or that of `rgb`. All are the same when modalities are equal.
     """
 
-    def __init__(self, backbone: Backbone, num_views: int, layout: Layout = "joint") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_views: int,
+        layout: Layout = "joint",
+        text_timestep: str = "largest",
+    ) -> None:
         super().__init__()
         adapters = backbone.adapters
         if layout == "tiled" and adapters is not None and adapters.modality_rank:
             raise UserError(
                 "a tiled canvas has no modalities: set denoiser.adapters.modality_rank=0"
             )
+        if text_timestep not in TEXT_TIMESTEPS:
+            raise UserError(
+                f"denoiser.text_timestep={text_timestep} must be one of {', '.join(TEXT_TIMESTEPS)}"
+            )
         self.backbone = backbone
         self.num_views = num_views
         self.layout: Layout = layout
+        self.text_timestep = text_timestep
         if layout == "joint":
             self.modality_embedding = nn.Parameter(torch.zeros(len(MODALITIES), backbone.width))
             self.view_embedding = nn.Parameter(torch.zeros(num_views, backbone.width))
 
     @classmethod
-    def from_scratch(cls, *, num_views: int, **config: Any) -> "JointDenoiser":
+    def from_scratch(
+        cls, *, num_views: int, text_timestep: str = "largest", **config: Any
+    ) -> "JointDenoiser":
         """Build an untrained denoiser of FLUX.2's class whose first prediction is zero.
 
         Args:
             num_views: views of the layout.
+            text_timestep: `largest`, `mean` or `rgb`.
             config: keyword arguments of `Flux2Transformer2DModel`.
         """
         transformer = Flux2Transformer2DModel(**config)
         nn.init.zeros_(transformer.proj_out.weight)
-        return cls(Flux2Backbone(transformer), num_views)
+        return cls(Flux2Backbone(transformer), num_views, text_timestep=text_timestep)
 
     @classmethod
     def from_pretrained(
@@ -67,6 +89,7 @@ class JointDenoiser(nn.Module):
         backbone: Callable[[], Backbone],
         adapters: MixtureOfLoRA | None = None,
         layout: Layout = "joint",
+        text_timestep: str = "largest",
     ) -> "JointDenoiser":
         """Build a denoiser on a pretrained backbone.
 
@@ -75,9 +98,11 @@ class JointDenoiser(nn.Module):
             backbone: loads it.
             adapters: what is trained of it; None is full fine-tuning.
             layout: `joint` or `tiled`.
+            text_timestep: `largest`, `mean` or `rgb`.
         """
         loaded = backbone()
-        return cls(loaded if adapters is None else loaded.adapt(adapters), num_views, layout)
+        adapted = loaded if adapters is None else loaded.adapt(adapters)
+        return cls(adapted, num_views, layout, text_timestep)
 
     @property
     def channels(self) -> int:
@@ -140,6 +165,7 @@ class JointDenoiser(nn.Module):
             latents,
             timesteps,
             text,
+            text_timesteps=TEXT_TIMESTEPS[self.text_timestep](timesteps),
             pooled=pooled,
             embedding=embedding,
             slots=slots,

@@ -47,6 +47,7 @@ def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:
         "origin": backbone.origin,
         "num_views": denoiser.num_views,
         "layout": denoiser.layout,
+        "text_timestep": denoiser.text_timestep,
     }
 
 
@@ -56,7 +57,7 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
     Args:
         directory: that was written.
         told: what `save_network` returned. Exports from before backbones could be chosen say
-            nothing: theirs is FLUX.2's class.
+            nothing: theirs is FLUX.2's class, and text takes the largest noise level.
 
     Raises:
         UserError: the pretrained backbone cannot be found or has other weights now, or the experts
@@ -74,7 +75,7 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
         whole = {"dtype": "float32", **origin, **own}
         backbone = backbone_class.from_pretrained(**whole)
     num_views = told["num_views"] if "num_views" in told else len(embeddings["view_embedding"])
-    denoiser = JointDenoiser(backbone, num_views, layout)
+    denoiser = JointDenoiser(backbone, num_views, layout, told.get("text_timestep", "largest"))
     denoiser.load_state_dict(embeddings, strict=False)
     return denoiser
 

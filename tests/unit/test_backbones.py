@@ -91,7 +91,7 @@ WAYS = {
     "mixture": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=4"),
     "plain LoRA": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=0"),
     "per modality only": ("denoiser.adapters.shared_rank=0", "denoiser.adapters.modality_rank=4"),
-    "full": ("denoiser.adapters=null",),
+    "full": ("denoiser.adapters=null", "denoiser.text_timestep=mean"),
     "tiled": ("denoiser.adapters.modality_rank=0", "denoiser.layout=tiled"),
 }
 
