@@ -18,6 +18,7 @@ from modules.networks.denoiser_files import load_denoiser
 from modules.networks.pipeline_folder import stage_folder
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_encoder import TextEncoder
+from modules.networks.vision_encoder import VisionEncoder
 from modules.pipelines.sampling import Progress, Sampling, integrate, rescale
 
 GEOMETRY = [MODALITIES.index("normal"), MODALITIES.index("coord")]
@@ -37,6 +38,7 @@ class TextTo25D:
         prediction: what the denoiser's output stands for.
         shift: shift of the sampler's timesteps; None is the backbone's own.
         num_references: slots for reference images that the denoiser was trained with.
+        vision_encoder: whose tokens of the references the denoiser was trained with, if any.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class TextTo25D:
         prediction: Prediction = "clean",
         shift: float | None = 1.0,
         num_references: int = 0,
+        vision_encoder: VisionEncoder | None = None,
     ) -> None:
         self.codec, self.denoiser = codec, denoiser
         self.text_encoder = text_encoder
         self.prediction: Prediction = prediction
         self.shift, self.num_references = shift, num_references
+        self.vision_encoder = vision_encoder
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> "TextTo25D":
@@ -63,14 +67,15 @@ class TextTo25D:
                 another autoencoder.
         """
         autoencoder, exported = (stage_folder(directory, s) for s in ("autoencoder", "denoiser"))
-        denoiser, text_encoder, sampling = load_denoiser(exported)
+        denoiser, text_encoder, vision_encoder, sampling = load_denoiser(exported)
         codec = LatentCodec(load_autoencoder(autoencoder), LatentSpec.load(exported))
-        return cls(codec, denoiser, text_encoder, **sampling)
+        return cls(codec, denoiser, text_encoder, vision_encoder=vision_encoder, **sampling)
 
     def to(self, device: torch.device | str) -> "TextTo25D":
         """Move all networks."""
-        for network in (self.codec, self.denoiser, self.text_encoder):
-            network.to(device)
+        for network in (self.codec, self.denoiser, self.text_encoder, self.vision_encoder):
+            if network is not None:
+                network.to(device)
         return self
 
     @property
@@ -183,35 +188,36 @@ class TextTo25D:
             UserError: there are more references than the denoiser was trained with, or not as many
                 lists of them as prompts.
         """
-        text, pooled = self.text_encoder.embed(prompts)
-        encoded = self._encode_references(references, len(prompts))
-        return Conditions(text=text, pooled=pooled, references=encoded)
-
-    def _encode_references(
-        self, references: Sequence[Sequence[Float[Tensor, "3 height width"]]], batch_size: int
-    ) -> Float[Tensor, "b r c h w"] | None:
-        if len(references) != batch_size:
-            raise UserError(f"{batch_size} prompts need as many lists of reference images")
+        if len(references) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts need as many lists of reference images")
         if (most := max(map(len, references))) > self.num_references:
             raise UserError(_too_many(most, self.num_references))
+        text, pooled = self.text_encoder.embed(prompts)
         if self.num_references == 0:
-            return None
-        spec = self.codec.spec
-        shape = (batch_size, self.num_references, spec.channels, spec.grid, spec.grid)
-        latents = torch.zeros(shape, device=self.device)
+            return Conditions(text=text, pooled=pooled)
+        spec, lead = self.codec.spec, (len(prompts), self.num_references)
+        latents = torch.zeros(*lead, spec.channels, spec.grid, spec.grid, device=self.device)
+        encoder, vision = self.vision_encoder, None
+        if encoder is not None:
+            vision = torch.zeros(*lead, encoder.num_tokens, encoder.width, device=self.device)
         for row, images in enumerate(references):
             for slot, image in enumerate(images):
-                packed = encode_packed(
-                    self.codec.autoencoder, image[None].to(self.device), spec.packing
-                )
-                encoded = (packed - self.codec.mean[RGB]) / self.codec.std[RGB]
-                if encoded.shape[-2:] != latents.shape[-2:]:
-                    raise UserError(
-                        f"a reference image of {image.shape[-1]} x {image.shape[-2]} pixels: "
-                        "resize it to the size of the views"
-                    )
-                latents[row, slot] = encoded[0]
-        return latents
+                latents[row, slot] = self._encode_reference(image.to(self.device))
+                if encoder is not None and vision is not None:
+                    vision[row, slot] = encoder.embed(image[None].to(self.device))[0]
+        vision = None if vision is None else vision.flatten(1, 2)
+        return Conditions(text=text, pooled=pooled, references=latents, vision=vision)
+
+    def _encode_reference(self, image: Float[Tensor, "3 height width"]) -> Float[Tensor, "c h w"]:
+        """Return the latents of an image as if it were rgb of a view."""
+        spec = self.codec.spec
+        packed = encode_packed(self.codec.autoencoder, image[None], spec.packing)
+        if packed.shape[-2:] != (spec.grid, spec.grid):
+            raise UserError(
+                f"a reference image of {image.shape[-1]} x {image.shape[-2]} pixels: "
+                "resize it to the size of the views"
+            )
+        return ((packed - self.codec.mean[RGB]) / self.codec.std[RGB])[0]
 
     def starting_noise(self, seeds: list[int]) -> Float[Tensor, "b m v c h w"]:
         """Return noise that is a function of each item's seed alone, drawn on the CPU."""

@@ -82,6 +82,8 @@ def make_inputs(denoiser: JointDenoiser) -> dict[str, torch.Tensor]:
     }
     if denoiser.layout == "tiled":
         inputs["timesteps"] = inputs["timesteps"][:, :1].expand(-1, 3)
+    if denoiser.vision is not None:
+        inputs["vision"] = torch.randn(2, 4, denoiser.vision.in_features, **draw)
     if backbone.pooled_width:
         inputs["pooled"] = torch.randn(2, backbone.pooled_width, **draw)
     return inputs
@@ -92,6 +94,11 @@ WAYS = {
     "plain LoRA": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=0"),
     "per modality only": ("denoiser.adapters.shared_rank=0", "denoiser.adapters.modality_rank=4"),
     "full": ("denoiser.adapters=null", "denoiser.text_timestep=mean"),
+    "vision tokens": (
+        "denoiser.adapters.shared_rank=4",
+        "denoiser.adapters.modality_rank=4",
+        "denoiser.vision_width=6",
+    ),
     "tiled": ("denoiser.adapters.modality_rank=0", "denoiser.layout=tiled"),
 }
 
@@ -116,6 +123,24 @@ def test_a_loaded_backbone_trains_and_comes_back_from_its_export(name, way, tmp_
     told = json.loads(json.dumps(save_network(tmp_path / "export", denoiser)))
     assert (tmp_path / "export/transformer").is_dir() == (way == "full")
     assert torch.equal(load_network(tmp_path / "export", told)(**inputs), denoiser(**inputs))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_new_vision_tokens_are_a_longer_text_and_without_them_nothing_changes(name, tmp_path):
+    source = save_small(name, tmp_path)
+    plain, seeing = (build(name, source, *WAYS[way]) for way in ("mixture", "vision tokens"))
+    inputs = make_inputs(seeing)
+    vision = inputs.pop("vision")
+    before = plain(**inputs)
+    assert torch.equal(seeing(**inputs), before)
+    after = seeing(**inputs, vision=vision)
+    zeros = torch.zeros(2, vision.shape[1], inputs["text"].shape[2])
+    text = torch.cat([inputs["text"], zeros], dim=1)
+    assert torch.equal(after, plain(**inputs | {"text": text}))
+    moved = (after - before).square().mean().sqrt() / before.square().mean().sqrt()
+    assert 0.0 < moved < 0.5  # near the pretrained model's prediction, and not equal to it
+    after.square().mean().backward()
+    assert seeing.vision.weight.grad.abs().amax(dim=1).min() > 0.0
 
 
 @pytest.mark.parametrize("name", SMALL)
