@@ -60,6 +60,7 @@ def encode_latents(config: DictConfig) -> None:
     from modules.latents.autoencoder_files import load_autoencoder
     from modules.latents.cache import cache_members, measure_spec, own_spec, read_cache
     from modules.latents.codec import encode_packed
+    from modules.latents.modality_affine import fit_modalities
     from modules.latents.raw_parts import RawLatents, RawPart
     from modules.latents.spec import fingerprint
     from modules.networks.text_encoder import Vocabulary
@@ -79,6 +80,7 @@ def encode_latents(config: DictConfig) -> None:
     inputs["coverage"] = True  # caches of before it was stored are made anew
     if config.statistics != "set":
         inputs["statistics"] = config.statistics
+        inputs["modality_affine"] = config.modality_affine
     if (out / MANIFEST_NAME).is_file() and read_cache(out).get("inputs") == inputs:
         print(f"{out}: encoded already")
         return
@@ -101,7 +103,8 @@ def encode_latents(config: DictConfig) -> None:
         tokens = None if vision is None else vision.embed(rgb).half()
         done.write(start, RawPart(uids, captions, latents, coverage, tokens))
     if config.statistics == "autoencoder":
-        spec = own_spec(done, autoencoder)
+        own = own_spec(done, autoencoder)
+        spec = fit_modalities(done, own, apply=config.modality_affine)
     else:
         spec = measure_spec(done, packing=packing, autoencoder=name)
     texts = (text for part in done for sample in part.captions for text in sample)

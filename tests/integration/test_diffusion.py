@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from sphere_shards import sphere_members
 from tiny_text import save_qwen3
 from tiny_vision import NUM_TOKENS, WIDTH, save_vision
@@ -248,6 +249,27 @@ def test_captions_embedded_by_a_pretrained_text_model_train_and_generate(runs, s
         train_stage(
             "latent_diffusion", 1, tmp_path, "narrow", *options, "denoiser.joint_attention_dim=32"
         )
+
+
+def test_carried_statistics_are_corrected_for_normal_and_coord_as_asked(shards, tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.1,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    arguments = [f"shards={shards}", f"autoencoder={tmp_path}/vae", "packing=2"]
+    arguments += ["statistics=autoencoder"]
+    stds = {}
+    for applied in ("true", "false"):
+        out = tmp_path / applied
+        encode.main(compose("encode", [*arguments, f"out={out}", f"modality_affine={applied}"]))
+        assert LatentSpec.from_json(read_cache(out)["latent_spec"], "cache").is_carried
+        dataset = LatentDataset(out, keep_decoded=False)
+        latents = torch.stack([dataset[(i, i)]["latents"] for i in range(len(dataset))])
+        stds[applied] = latents.transpose(0, 1).flatten(1).std(dim=1)
+    assert stds["false"].max() < 0.5  # by far too small a factor
+    torch.testing.assert_close(stds["true"][1:], torch.ones(2), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(stds["true"][0], stds["false"][0])
 
 
 def test_vision_tokens_and_several_references_train_and_generate(runs, shards, tmp_path):
