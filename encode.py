@@ -1,18 +1,20 @@
 """Encode rendered samples to latents: python encode.py shards=DIR autoencoder=DIR out=DIR.
 
 With conditioner=qwen3 (or flux1, sd3) the captions too, into out/text: conditioner=cached reads it.
+With vision=siglip (or dinov2, clip) a vision encoder's tokens of every view go with its latents.
 Training the denoiser then reads latents only. A finished cache of the same inputs is left as it is,
 and an interrupted command goes on where it stopped.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from data_pipeline.command_line import run
-from data_pipeline.contract import UserError
+from data_pipeline.contract import MODALITIES, UserError
 
 STATISTICS = ("set", "autoencoder")
 
@@ -50,6 +52,7 @@ def encode_latents(config: DictConfig) -> None:
     """Encode a set of image shards into a set of latent shards."""
     # torch and diffusers take seconds to import; a mistyped key is told before that.
     import torch
+    from hydra.utils import instantiate
 
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import MANIFEST_NAME, ShardSet
@@ -57,6 +60,7 @@ def encode_latents(config: DictConfig) -> None:
     from modules.latents.autoencoder_files import load_autoencoder
     from modules.latents.cache import cache_members, measure_spec, own_spec, read_cache
     from modules.latents.codec import encode_packed
+    from modules.latents.modality_affine import fit_modalities
     from modules.latents.raw_parts import RawLatents, RawPart
     from modules.latents.spec import fingerprint
     from modules.networks.text_encoder import Vocabulary
@@ -68,13 +72,19 @@ def encode_latents(config: DictConfig) -> None:
     if config.statistics not in STATISTICS:
         raise UserError(f"statistics={config.statistics}: choose one of {', '.join(STATISTICS)}")
     inputs = {"packing": packing, "autoencoder": name, "source_manifest_sha256": shard_set.sha256}
+    device = inference_device(config.device)
+    vision: Any = None
+    if "vision" in config:
+        vision = torch.nn.Module.to(instantiate(config.vision, _convert_="object")(), device)
+        inputs["vision"] = vision.config
     inputs["coverage"] = True  # caches of before it was stored are made anew
     if config.statistics != "set":
         inputs["statistics"] = config.statistics
+        inputs["modality_affine"] = config.modality_affine
     if (out / MANIFEST_NAME).is_file() and read_cache(out).get("inputs") == inputs:
         print(f"{out}: encoded already")
         return
-    device, size = inference_device(config.device), config.batch_size
+    size = config.batch_size
     torch.nn.Module.to(autoencoder, device)
     done = RawLatents(out.parent / f".{out.name}.encoding", {**inputs, "batch_size": size})
     for start in tqdm(range(0, len(shard_set), size), desc="encode", unit="batch", delay=5):
@@ -89,9 +99,12 @@ def encode_latents(config: DictConfig) -> None:
         latents = encode_packed(autoencoder, images, packing)
         cells = latents.shape[-2], latents.shape[-1]
         coverage = torch.nn.functional.adaptive_avg_pool2d(hit, cells)
-        done.write(start, RawPart(uids, captions, latents, coverage))
+        rgb = images[:, MODALITIES.index("rgb")]
+        tokens = None if vision is None else vision.embed(rgb).half()
+        done.write(start, RawPart(uids, captions, latents, coverage, tokens))
     if config.statistics == "autoencoder":
-        spec = own_spec(done, autoencoder)
+        own = own_spec(done, autoencoder)
+        spec = fit_modalities(done, own, apply=config.modality_affine)
     else:
         spec = measure_spec(done, packing=packing, autoencoder=name)
     texts = (text for part in done for sample in part.captions for text in sample)
@@ -100,6 +113,8 @@ def encode_latents(config: DictConfig) -> None:
         for uid, members in cache_members(done, spec):
             writer.add(uid, members)
         extra = {"latent_spec": spec.to_json(), "vocabulary": vocabulary.words, "inputs": inputs}
+        if vision is not None:
+            extra["vision"] = vision.about
         writer.finish({"kind": "latents", **extra})
     done.remove()
 

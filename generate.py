@@ -1,6 +1,7 @@
 """Make textured meshes: python generate.py prompt="a red chair" checkpoint=DIR out=chair.glb.
 
-With sample=UID and shards=DIR a rendered sample is rebuilt instead.
+With image=FILE of what the images show, beside a prompt or alone. With sample=UID and shards=DIR a
+rendered sample is rebuilt instead.
 """
 
 from pathlib import Path
@@ -13,8 +14,9 @@ from data_pipeline.contract import UserError
 
 def main(config: DictConfig) -> None:
     """Compose, check, run."""
-    if (config.prompt is None) == (config.sample is None):
-        raise UserError('give either prompt="..." or sample=UID')
+    asked = config.prompt is not None or config.image is not None
+    if asked == (config.sample is not None):
+        raise UserError('give either prompt="..." or image=FILE, or both; or sample=UID')
     if not 0 <= config.seed < 2**63 - config.num:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
     out = str(config.out)
@@ -22,17 +24,25 @@ def main(config: DictConfig) -> None:
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
     from modules.pipelines.export import ExportOptions
+    from modules.pipelines.sampling import Sampling
     from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
     sizes = ("format", "grid", "faces", "texture_px", "texture_format")
     written = ExportOptions(**{key: config[key] for key in sizes})
     outputs = check_outputs(out, range(config.seed, config.seed + config.num), written)
     options = {"views": config.views, "options": written}
-    if config.prompt is not None:
+    if asked:
         if config.checkpoint is None:
-            raise UserError("prompt needs checkpoint=DIR: a pipeline folder that train.py exported")
-        options |= {key: config[key] for key in ("steps", "guidance", "device")}
-        generate_from_prompt(str(config.prompt), outputs, Path(config.checkpoint), **options)
+            raise UserError(
+                "prompt and image need checkpoint=DIR: a pipeline folder that train.py exported"
+            )
+        how = ("steps", "solver", "guidance", "guidance_interval", "guidance_rescale")
+        options["sampling"] = Sampling(**{key: config[key] for key in how})
+        options["image"] = None if config.image is None else Path(str(config.image))
+        prompt = "" if config.prompt is None else str(config.prompt)
+        generate_from_prompt(
+            prompt, outputs, Path(config.checkpoint), device=config.device, **options
+        )
         return
     if config.num != 1 or config.shards is None:
         raise UserError("sample=UID needs shards=DIR, and gives one result (num=1)")

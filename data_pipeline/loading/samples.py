@@ -159,7 +159,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     """Cached 2.5D latents: `uid`, `caption` (str), `latents` float32 (m v c h w), normalised.
 
     And `coverage` float32 (v h w): the share of a cell's pixels that show the asset, in [0, 1].
-    Caches of before it was stored have none.
+    Caches of before it was stored have none. And where `encode.py vision=` wrote them, `vision`
+    float16 (v k q): a vision encoder's tokens of every view's rgb.
 
     Args:
         latents: folder that encode.py wrote.
@@ -189,6 +190,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if "coverage.npy" in members:
             coverage = np.load(io.BytesIO(members["coverage.npy"])).astype(np.float32) / 255.0
             sample["coverage"] = torch.from_numpy(coverage)
+        if "vision.npy" in members:
+            sample["vision"] = torch.from_numpy(np.load(io.BytesIO(members["vision.npy"])))
         if self._decoded is not None:
             self._decoded[i] = sample
         return sample

@@ -1,6 +1,7 @@
 """By how much a prediction moves when one condition is exchanged; an alarm where it does not."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -89,7 +90,8 @@ def condition_movements(
     """Return the relative movement of a prediction for each condition that is trained on.
 
     Exchanged are, each alone: `text` for that of the next sample, or for the null caption where
-    all captions are the same; `image` for the null reference; `geometry`, clean normal and coord,
+    all captions are the same; `image` for null references, which keep their vision tokens;
+    `vision`, these tokens, for null ones beside the references; `geometry`, clean normal and coord,
     for noise, which only rgb is to answer; `view`, which view each image is said to be;
     `view_embedding` and `modality_embedding` for their neighbours.
 
@@ -106,8 +108,8 @@ def condition_movements(
     noise = torch.randn(latents.shape, device=latents.device, generator=generator)
     timesteps = latents.new_full(latents.shape[:2], level)
     noisy = add_noise(latents, noise, timesteps)
-    references = system.references.first(latents)
-    conditions = system.conditions(captions, references)
+    seen = system.references.first(latents)
+    conditions = system.conditions(batch, captions, seen)
     before = system.predict(noisy, timesteps, conditions)
     found: dict[str, Tensor] = {}
 
@@ -117,11 +119,12 @@ def condition_movements(
     if system.text_dropout < 1.0:
         shuffled = captions[1:] + captions[:1]
         other = shuffled if shuffled != captions else [""] * len(captions)
-        other = system.conditions(other, references)
+        other = system.conditions(batch, other, seen)
         moved("text", system.predict(noisy, timesteps, other))
-    if references is not None:
-        other = system.conditions(captions, system.references.null(latents))
-        moved("image", system.predict(noisy, timesteps, other))
+    for name, field in (("image", "references"), ("vision", "vision")):
+        if (told := getattr(conditions, field)) is not None:
+            other = replace(conditions, **{field: torch.zeros_like(told)})
+            moved(name, system.predict(noisy, timesteps, other))
     if system.denoiser.layout == "joint":
         views = torch.arange(latents.shape[2], device=latents.device).roll(1)
         views = views.expand(len(latents), -1)

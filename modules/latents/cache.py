@@ -110,18 +110,21 @@ def cache_members(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield uid and shard members of every sample: latents, coverage, metadata.
 
-    Latents are normalised, float16; the coverage of cells is in 255ths.
+    Latents are normalised, float16; the coverage of cells is in 255ths; vision tokens float16.
     """
     mean, std = (torch.tensor(values)[:, None, :, None, None] for values in (spec.mean, spec.std))
     for part in parts:
         latents = ((part.latents - mean) / std).to(torch.float16).numpy()
         coverages = (part.coverage * 255.0).round().to(torch.uint8).numpy()
-        samples = zip(part.uids, part.captions, latents, coverages, strict=True)
-        for uid, captions, sample, coverage in samples:
+        visions = [{}] * len(latents)
+        if part.vision is not None:
+            visions = [{"vision.npy": _npy(each)} for each in part.vision.half().numpy()]
+        samples = zip(part.uids, part.captions, latents, coverages, visions, strict=True)
+        for uid, captions, sample, coverage, vision in samples:
             meta = {"uid": uid, "captions": captions, "conventions": CONVENTIONS_VERSION}
             text = json.dumps(meta, sort_keys=True, ensure_ascii=False)
             arrays = {"latents.npy": _npy(sample), "coverage.npy": _npy(coverage)}
-            yield uid, {**arrays, "meta.json": text.encode()}
+            yield uid, {**arrays, **vision, "meta.json": text.encode()}
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -27,12 +27,14 @@ class RawPart:
         captions: of each sample, any number.
         latents: packed, as the autoencoder gives them.
         coverage: share of a cell's pixels that show the asset, in [0, 1].
+        vision: tokens of every view's rgb, by a vision encoder, if there is one.
     """
 
     uids: Sequence[str]
     captions: Sequence[Sequence[str]]
     latents: Float[Tensor, "b m v c h w"]
     coverage: Float[Tensor, "b v h w"]
+    vision: Float[Tensor, "b v k q"] | None = None
 
 
 class RawLatents:
@@ -58,12 +60,14 @@ class RawLatents:
     def write(self, number: int, part: RawPart) -> None:
         """Write a part; it appears in one step."""
         temporary = self.folder / "unfinished.npz"
+        vision: Any = {} if part.vision is None else {"vision": part.vision.cpu().numpy()}
         names = json.dumps([list(part.uids), [list(texts) for texts in part.captions]])
         np.savez(
             temporary,
             latents=part.latents.cpu().numpy(),
             coverage=part.coverage.cpu().numpy(),
             names=np.frombuffer(names.encode(), np.uint8),
+            **vision,
         )
         os.replace(temporary, self._path(number))
 
@@ -71,7 +75,8 @@ class RawLatents:
         for path in sorted(self.folder.glob("part-*.npz")):
             with np.load(path) as stored:
                 uids, captions = json.loads(stored["names"].tobytes())
-                tensors = (torch.from_numpy(stored[key]) for key in ("latents", "coverage"))
+                keys = [key for key in ("latents", "coverage", "vision") if key in stored.files]
+                tensors = (torch.from_numpy(stored[key]) for key in keys)
                 yield RawPart(uids, captions, *tensors)
 
     def remove(self) -> None:

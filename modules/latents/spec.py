@@ -58,8 +58,11 @@ class LatentSpec:
 
     @property
     def is_carried(self) -> bool:
-        """Whether mean and std are the autoencoder's own, as in the training of its backbone."""
-        return self.origin == CARRIED
+        """Whether mean and std are the autoencoder's own, as in the training of its backbone.
+
+        Those of normal and coord may be corrected (`modules/latents/modality_affine.py`).
+        """
+        return self.origin.startswith(CARRIED)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary; `LatentSpec.from_json` gives the spec back, bit for bit."""

@@ -21,6 +21,7 @@ from modules.networks.adapters import (
     adapted_layers,
     install_adapters,
 )
+from modules.networks.weights_fingerprint import check_fingerprint, weights_fingerprint
 
 CONFIG_NAME = "config.json"
 
@@ -34,7 +35,8 @@ class Backbone(nn.Module, ABC):
 
     Args:
         transformer: of `transformer_class`.
-        origin: arguments by which `from_pretrained` loads the same again; none if it did not.
+        origin: arguments by which `from_pretrained` loads the same again, and makes sure that it
+            does; none if it did not.
     """
 
     transformer_class: ClassVar[Any]
@@ -73,6 +75,7 @@ class Backbone(nn.Module, ABC):
         timesteps: Float[Tensor, "b m"],
         text: Float[Tensor, "b k e"],
         *,
+        text_timesteps: Float[Tensor, " b"],
         pooled: Float[Tensor, "b p"] | None,
         embedding: Float[Tensor, "#b m v d"] | None,
         slots: Int[Tensor, "#b v"],
@@ -83,9 +86,10 @@ class Backbone(nn.Module, ABC):
 
         Args:
             latents: packed and normalised.
-            timesteps: noise level of each modality, 0 = clean, 1 = pure noise. Text and references
-                take the largest in the row, which equals the pretrained model when all are equal.
+            timesteps: noise level of each modality, 0 = clean, 1 = pure noise.
             text: embeddings of the text; all rows have the same length, padding included.
+            text_timesteps: what text and references are modulated by; the pretrained model when
+                equal to all others of the row.
             pooled: embedding of the whole text, where `pooled_width` says so.
             embedding: added to all tokens of an image, to tell modalities and views apart.
             slots: of the views; one row stands for all.
@@ -143,6 +147,7 @@ class Backbone(nn.Module, ABC):
         dtype: str = "bfloat16",
         config: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        fingerprint: str | None = None,
         **options: Any,
     ) -> "Backbone":
         """Load the transformer of a model on the hub or in a folder.
@@ -157,10 +162,12 @@ class Backbone(nn.Module, ABC):
             config: what the hub's configuration holds; builds on the meta device then need no
                 network. A folder's own comes first.
             gradient_checkpointing: whether blocks are computed again in the backward pass.
+            fingerprint: that the weights must have (see `weights_fingerprint`); None: any.
             options: further keyword arguments of the backbone.
 
         Raises:
-            UserError: the source cannot be read, or holds a transformer of another class.
+            UserError: the source cannot be read, or holds a transformer of another class, or other
+                weights.
         """
         located = _locate(source, revision)
         if not Path(source).exists() and config is not None and _on_meta():
@@ -180,7 +187,10 @@ class Backbone(nn.Module, ABC):
             transformer = _load(cls, located, DTYPES[dtype])
         if gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        found = weights_fingerprint(transformer)
+        check_fingerprint(found, fingerprint, source)
         origin = {"source": source, "revision": revision, "dtype": dtype, **options}
+        origin["fingerprint"] = found
         return cls(transformer, origin=origin, **options)
 
 

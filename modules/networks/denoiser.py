@@ -14,6 +14,12 @@ from modules.networks.backbone import Backbone
 from modules.networks.flux2 import Flux2Backbone
 
 Layout = Literal["joint", "tiled"]
+TEXT_TIMESTEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "largest": lambda timesteps: timesteps.amax(dim=1),
+    "mean": lambda timesteps: timesteps.mean(dim=1),
+    "rgb": lambda timesteps: timesteps[:, MODALITIES.index("rgb")],
+}
+"""Rules that make of a sample's noise levels (b m) that of its text and references (b)."""
 
 
 class JointDenoiser(nn.Module):
@@ -31,33 +37,66 @@ class JointDenoiser(nn.Module):
         backbone: runs the blocks.
         num_views: views of the layout.
         layout: `joint` or `tiled`.
+        text_timestep: noise level that modulates text and references: the `largest` of a sample's
+            modalities, their `mean`, or that of `rgb`. All are the same when modalities are equal.
+        vision_width: of the vision tokens that it takes; None: it takes none. A linear layer, zero
+            at first, makes text tokens of them, which follow the text. Without vision tokens the
+            prediction is that without the layer, bit by bit. With them it is that of a longer text,
+            whose new embeddings are zero at first: near the pretrained model's, not equal to it.
     """
 
-    def __init__(self, backbone: Backbone, num_views: int, layout: Layout = "joint") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_views: int,
+        layout: Layout = "joint",
+        text_timestep: str = "largest",
+        vision_width: int | None = None,
+    ) -> None:
         super().__init__()
         adapters = backbone.adapters
         if layout == "tiled" and adapters is not None and adapters.modality_rank:
             raise UserError(
                 "a tiled canvas has no modalities: set denoiser.adapters.modality_rank=0"
             )
+        if text_timestep not in TEXT_TIMESTEPS:
+            raise UserError(
+                f"denoiser.text_timestep={text_timestep} must be one of {', '.join(TEXT_TIMESTEPS)}"
+            )
         self.backbone = backbone
         self.num_views = num_views
         self.layout: Layout = layout
+        self.text_timestep = text_timestep
         if layout == "joint":
             self.modality_embedding = nn.Parameter(torch.zeros(len(MODALITIES), backbone.width))
             self.view_embedding = nn.Parameter(torch.zeros(num_views, backbone.width))
+        self.vision: nn.Linear | None = None
+        if vision_width is not None:
+            self.vision = nn.Linear(vision_width, backbone.text_width)
+            nn.init.zeros_(self.vision.weight)
+            nn.init.zeros_(self.vision.bias)
 
     @classmethod
-    def from_scratch(cls, *, num_views: int, **config: Any) -> "JointDenoiser":
+    def from_scratch(
+        cls,
+        *,
+        num_views: int,
+        text_timestep: str = "largest",
+        vision_width: int | None = None,
+        **config: Any,
+    ) -> "JointDenoiser":
         """Build an untrained denoiser of FLUX.2's class whose first prediction is zero.
 
         Args:
             num_views: views of the layout.
+            text_timestep: `largest`, `mean` or `rgb`.
+            vision_width: of vision tokens; None: none.
             config: keyword arguments of `Flux2Transformer2DModel`.
         """
         transformer = Flux2Transformer2DModel(**config)
         nn.init.zeros_(transformer.proj_out.weight)
-        return cls(Flux2Backbone(transformer), num_views)
+        backbone = Flux2Backbone(transformer)
+        return cls(backbone, num_views, text_timestep=text_timestep, vision_width=vision_width)
 
     @classmethod
     def from_pretrained(
@@ -67,6 +106,8 @@ class JointDenoiser(nn.Module):
         backbone: Callable[[], Backbone],
         adapters: MixtureOfLoRA | None = None,
         layout: Layout = "joint",
+        text_timestep: str = "largest",
+        vision_width: int | None = None,
     ) -> "JointDenoiser":
         """Build a denoiser on a pretrained backbone.
 
@@ -75,9 +116,12 @@ class JointDenoiser(nn.Module):
             backbone: loads it.
             adapters: what is trained of it; None is full fine-tuning.
             layout: `joint` or `tiled`.
+            text_timestep: `largest`, `mean` or `rgb`.
+            vision_width: of vision tokens; None: none.
         """
         loaded = backbone()
-        return cls(loaded if adapters is None else loaded.adapt(adapters), num_views, layout)
+        adapted = loaded if adapters is None else loaded.adapt(adapters)
+        return cls(adapted, num_views, layout, text_timestep, vision_width)
 
     @property
     def channels(self) -> int:
@@ -92,6 +136,7 @@ class JointDenoiser(nn.Module):
         *,
         pooled: Float[Tensor, "b p"] | None = None,
         references: Float[Tensor, "b r c hr wr"] | None = None,
+        vision: Float[Tensor, "b n q"] | None = None,
         views: Int[Tensor, "b v"] | None = None,
     ) -> Float[Tensor, "b m v c h w"]:
         """Return the network's prediction (velocity or clean latents, as trained).
@@ -102,9 +147,13 @@ class JointDenoiser(nn.Module):
             text: text embeddings; every row has the same length, padding included.
             pooled: embedding of the whole text, for backbones with a `pooled_width`.
             references: clean packed latents of images that condition the sample.
+            vision: tokens of these images by a vision encoder, one image behind the other.
             views: which view of the layout each one is, per sample (`joint` only); by default all
                 in their order.
         """
+        if vision is not None:
+            assert self.vision is not None
+            text = torch.cat([text, self.vision(vision.to(self.vision.weight.dtype))], dim=1)
         if self.layout == "tiled":
             assert views is None
             known = not (timesteps.is_meta or torch.compiler.is_compiling())
@@ -140,6 +189,7 @@ class JointDenoiser(nn.Module):
             latents,
             timesteps,
             text,
+            text_timesteps=TEXT_TIMESTEPS[self.text_timestep](timesteps),
             pooled=pooled,
             embedding=embedding,
             slots=slots,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError, check_conventions
 from modules.networks.adapter_files import LORA_NAME, load_experts, save_experts, save_shared_lora
@@ -16,9 +17,9 @@ from modules.networks.sd3 import Sd3Backbone
 from modules.networks.text_backbones import PretrainedText, load_text
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.networks.vision_encoder import VisionEncoder
 
 CONFIG_NAME = "denoiser.json"
-EMBEDDINGS = ("modality_embedding", "view_embedding")
 BACKBONES: dict[str, type[Backbone]] = {
     each.__name__: each for each in (Flux1Backbone, Flux2Backbone, Sd3Backbone)
 }
@@ -29,7 +30,8 @@ def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:
 
     A backbone that was trained as a whole is written to `transformer/`, as diffusers does. Of an
     adapted one only the experts are, to `experts.safetensors`, and the shared one once more in
-    PEFT's form, to `shared_lora/`. Beside them go the `embeddings.safetensors` of a joint layout.
+    PEFT's form, to `shared_lora/`. What else is trained, embeddings and the layer of vision tokens,
+    goes to `embeddings.safetensors`.
     """
     backbone = denoiser.backbone
     if backbone.adapters is None:
@@ -39,15 +41,21 @@ def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:
         if backbone.adapters.shared_rank:
             (directory / "shared_lora").mkdir(exist_ok=True)
             save_shared_lora(backbone, directory / "shared_lora" / LORA_NAME)
-    if denoiser.layout == "joint":
-        embeddings = {name: getattr(denoiser, name).detach().contiguous() for name in EMBEDDINGS}
+    if embeddings := {name: p.detach().contiguous() for name, p in _own(denoiser).items()}:
         save_file(embeddings, directory / "embeddings.safetensors")
     return {
         "backbone": type(backbone).__name__,
         "origin": backbone.origin,
         "num_views": denoiser.num_views,
         "layout": denoiser.layout,
+        "text_timestep": denoiser.text_timestep,
+        "vision_width": None if denoiser.vision is None else denoiser.vision.in_features,
     }
+
+
+def _own(denoiser: JointDenoiser) -> dict[str, nn.Parameter]:
+    """Return the parameters that are none of the backbone's."""
+    return {n: p for n, p in denoiser.named_parameters() if not n.startswith("backbone.")}
 
 
 def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
@@ -56,23 +64,28 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
     Args:
         directory: that was written.
         told: what `save_network` returned. Exports from before backbones could be chosen say
-            nothing: theirs is FLUX.2's class.
+            nothing: theirs is FLUX.2's class, and text takes the largest noise level.
 
     Raises:
-        UserError: the pretrained backbone cannot be found, or the experts do not fit it.
+        UserError: the pretrained backbone cannot be found or has other weights now, or the experts
+            do not fit it.
     """
     backbone_class = BACKBONES[told.get("backbone", Flux2Backbone.__name__)]
-    origin, layout = told.get("origin", {}), told.get("layout", "joint")
-    embeddings = load_file(directory / "embeddings.safetensors") if layout == "joint" else {}
+    origin, stored = told.get("origin", {}), directory / "embeddings.safetensors"
+    embeddings = load_file(stored) if stored.is_file() else {}
     experts = directory / "experts.safetensors"
     if experts.is_file():
         backbone = backbone_class.from_pretrained(**origin)
         load_experts(backbone, experts)
     else:
-        whole = {"dtype": "float32", **origin, "source": str(directory / "transformer")}
+        own = {"source": str(directory / "transformer"), "fingerprint": None}
+        whole = {"dtype": "float32", **origin, **own}
         backbone = backbone_class.from_pretrained(**whole)
     num_views = told["num_views"] if "num_views" in told else len(embeddings["view_embedding"])
-    denoiser = JointDenoiser(backbone, num_views, layout)
+    chosen = {key: told[key] for key in ("layout", "text_timestep", "vision_width") if key in told}
+    denoiser = JointDenoiser(backbone, num_views, **chosen)
+    if differing := _own(denoiser).keys() ^ embeddings.keys():
+        raise KeyError(f"{stored}: {', '.join(sorted(differing))}")
     denoiser.load_state_dict(embeddings, strict=False)
     return denoiser
 
@@ -83,6 +96,7 @@ def save_denoiser(
     text_encoder: TextEncoder | PretrainedText | CachedText,
     sampling: dict[str, Any],
     trained_on: str | None = None,
+    vision: dict[str, Any] | None = None,
 ) -> None:
     """Write a denoiser and its text encoder into an existing folder.
 
@@ -94,6 +108,7 @@ def save_denoiser(
         text_encoder: to write.
         sampling: what a sampler must know: `prediction`, `shift` and `num_references`.
         trained_on: SHA-256 of the manifest of the rendered samples; None where it is not known.
+        vision: configuration of the `VisionEncoder` whose tokens the denoiser takes, if any.
     """
     if isinstance(text_encoder, TextEncoder):
         assert text_encoder.vocabulary is not None
@@ -106,6 +121,7 @@ def save_denoiser(
         "sampling": sampling,
         "trained_on": trained_on,
         "text_encoder": text_encoder.config,
+        "vision_encoder": vision,
     }
     (directory / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
@@ -123,7 +139,7 @@ def trained_on(directory: Path) -> str | None:
 
 def load_denoiser(
     directory: Path,
-) -> tuple[JointDenoiser, TextEncoder | PretrainedText, dict[str, Any]]:
+) -> tuple[JointDenoiser, TextEncoder | PretrainedText, VisionEncoder | None, dict[str, Any]]:
     """Read what `save_denoiser` wrote: networks ready for inference, and how to sample.
 
     Raises:
@@ -134,6 +150,8 @@ def load_denoiser(
         check_conventions(content["conventions"], str(directory))
         text_encoder = _load_text_encoder(directory, content["text_encoder"])
         denoiser = load_network(directory, content.get("network", {}))
+        vision = content.get("vision_encoder")
+        vision_encoder = None if vision is None else VisionEncoder(**vision)
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
@@ -142,7 +160,7 @@ def load_denoiser(
         ) from error
     for network in (denoiser, text_encoder):
         network.eval().requires_grad_(False)
-    return denoiser, text_encoder, sampling
+    return denoiser, text_encoder, vision_encoder, sampling
 
 
 def _load_text_encoder(directory: Path, config: dict[str, Any]) -> TextEncoder | PretrainedText:

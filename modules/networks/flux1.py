@@ -105,6 +105,7 @@ class Flux1Backbone(Backbone):
         timesteps: Float[Tensor, "b m"],
         text: Float[Tensor, "b k e"],
         *,
+        text_timesteps: Float[Tensor, " b"],
         pooled: Float[Tensor, "b p"] | None,
         embedding: Float[Tensor, "#b m v d"] | None,
         slots: Int[Tensor, "#b v"],
@@ -120,7 +121,7 @@ class Flux1Backbone(Backbone):
         route = Route(num_modalities=grid[0], num_tokens=lengths[0], num_text=num_text)
         positions = [torch.zeros(1, num_text, 3, device=tokens.device)]
         positions += [image_positions(slots, *grid[2:])] * grid[0]
-        text_time = self._embed_time(timesteps.amax(dim=1), pooled)
+        text_time = self._embed_time(text_timesteps, pooled)
         times = [self._embed_time(each, pooled) for each in timesteps.unbind(1)]
 
         image = model.x_embedder(tokens.flatten(1, 4).to(self._dtype))

@@ -93,6 +93,7 @@ class Flux2Backbone(Backbone):
         timesteps: Float[Tensor, "b m"],
         text: Float[Tensor, "b k e"],
         *,
+        text_timesteps: Float[Tensor, " b"],
         pooled: Float[Tensor, "b p"] | None,
         embedding: Float[Tensor, "#b m v d"] | None,
         slots: Int[Tensor, "#b v"],
@@ -114,7 +115,7 @@ class Flux2Backbone(Backbone):
         route = Route(num_modalities=grid[0], num_tokens=num_tokens, num_text=num_text)
 
         # Rows of one timestep go through each small layer alone, as in the stock pass: bit-equal.
-        text_time = self._embed_time(timesteps.amax(dim=1))
+        text_time = self._embed_time(text_timesteps)
         times = [(self._embed_time(t), num_tokens) for t in timesteps.unbind(1)]
         times += [(text_time, num_references)] if num_references else []
 

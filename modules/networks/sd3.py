@@ -86,6 +86,7 @@ class Sd3Backbone(Backbone):
         timesteps: Float[Tensor, "b m"],
         text: Float[Tensor, "b k e"],
         *,
+        text_timesteps: Float[Tensor, " b"],
         pooled: Float[Tensor, "b p"] | None,
         embedding: Float[Tensor, "#b m v d"] | None,
         slots: Int[Tensor, "#b v"],
@@ -104,7 +105,7 @@ class Sd3Backbone(Backbone):
         )
         pooled = pooled.to(self._dtype)
         times = timesteps.float() * 1000
-        text_time = model.time_text_embed(times.amax(dim=1), pooled)
+        text_time = model.time_text_embed(text_timesteps.float() * 1000, pooled)
         # As in the stock pass, each modality alone: products of other shapes round otherwise.
         of_rows = [model.time_text_embed(time, pooled) for time in times.unbind(1)]
         time = torch.stack(of_rows, dim=1).flatten(0, 1)  # (b m) d

@@ -12,12 +12,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data_pipeline.contract import UserError
 from modules.networks.adapters import DTYPES
+from modules.networks.pretrained_parts import load_part
 
 log = logging.getLogger(__name__)
 
 CLIP_LENGTH = 77
+ADVICE = (
+    "give the local folder of a whole diffusers pipeline, or a hub model that this machine can "
+    "reach and may read (conditioner.source)"
+)
 
 TextEmbedding = tuple[Float[Tensor, "b k e"], Float[Tensor, "b p"] | None]
 """Embeddings per token, and of whole captions where the backbone takes any."""
@@ -52,16 +56,19 @@ class PretrainedText(nn.Module, ABC):
         }
         self.length = length
         self.cut: set[str] = set()
-
+        located = {"revision": revision, "advice": ADVICE}
         self.tokenizers = {
-            folder: _load(
-                "AutoTokenizer", source, folder.replace("text_encoder", "tokenizer"), revision
+            folder: load_part(
+                "AutoTokenizer",
+                source,
+                subfolder=folder.replace("text_encoder", "tokenizer"),
+                **located,
             )
             for folder in self.text_models
         }
         self.models = nn.ModuleDict(
             {
-                folder: _load(model, source, folder, revision, DTYPES[dtype])
+                folder: load_part(model, source, subfolder=folder, dtype=DTYPES[dtype], **located)
                 for folder, model in self.text_models.items()
             }
         )
@@ -215,28 +222,3 @@ def load_text(config: dict[str, Any]) -> PretrainedText:
     """Load the text models that a `PretrainedText.config` names."""
     options = dict(config)
     return TEXT_MODELS[options.pop("kind")](**options)
-
-
-def _load(
-    kind: str, source: str, folder: str, revision: str | None, dtype: torch.dtype | None = None
-) -> Any:
-    """Load a model, of which no weight may be missing, or a tokenizer."""
-    import transformers  # its models take seconds, which a small text encoder need not wait for
-
-    located = {"subfolder": folder, "revision": revision}
-    loader = getattr(transformers, kind)
-    try:
-        if dtype is None:
-            return loader.from_pretrained(source, **located)
-        model, report = loader.from_pretrained(
-            source, **located, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise UserError(
-            f"cannot load {folder} of {source} ({error}): give the local folder of a whole "
-            "diffusers pipeline, or a hub model that this machine can reach and may read "
-            "(conditioner.source)"
-        ) from error
-    if missing := sorted(report["missing_keys"]):  # of which transformers only warns
-        raise UserError(f"{folder} of {source} holds no weights of {', '.join(missing[:3])}")
-    return model

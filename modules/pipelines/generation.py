@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.autoencoder_files import load_autoencoder
-from modules.latents.codec import LatentCodec, encode_packed
+from modules.latents.codec import LatentCodec, decode_packed, encode_packed
 from modules.latents.spec import LatentSpec
 from modules.losses.flow import RGB, Prediction, to_velocity
 from modules.networks.conditioner import Conditions, join_conditions
@@ -18,9 +18,10 @@ from modules.networks.denoiser_files import load_denoiser
 from modules.networks.pipeline_folder import stage_folder
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_encoder import TextEncoder
+from modules.networks.vision_encoder import VisionEncoder
 from modules.pipelines.sampling import Progress, Sampling, integrate, rescale
 
-GEOMETRY = (MODALITIES.index("normal"), MODALITIES.index("coord"))
+GEOMETRY = [MODALITIES.index("normal"), MODALITIES.index("coord")]
 
 MIN_T = 1e-4
 """Bound of divisions by t. Held modalities have t = 0 and a velocity that is not used; noisy ones
@@ -37,6 +38,7 @@ class TextTo25D:
         prediction: what the denoiser's output stands for.
         shift: shift of the sampler's timesteps; None is the backbone's own.
         num_references: slots for reference images that the denoiser was trained with.
+        vision_encoder: whose tokens of the references the denoiser was trained with, if any.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class TextTo25D:
         prediction: Prediction = "clean",
         shift: float | None = 1.0,
         num_references: int = 0,
+        vision_encoder: VisionEncoder | None = None,
     ) -> None:
         self.codec, self.denoiser = codec, denoiser
         self.text_encoder = text_encoder
         self.prediction: Prediction = prediction
         self.shift, self.num_references = shift, num_references
+        self.vision_encoder = vision_encoder
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> "TextTo25D":
@@ -63,20 +67,28 @@ class TextTo25D:
                 another autoencoder.
         """
         autoencoder, exported = (stage_folder(directory, s) for s in ("autoencoder", "denoiser"))
-        denoiser, text_encoder, sampling = load_denoiser(exported)
+        denoiser, text_encoder, vision_encoder, sampling = load_denoiser(exported)
         codec = LatentCodec(load_autoencoder(autoencoder), LatentSpec.load(exported))
-        return cls(codec, denoiser, text_encoder, **sampling)
+        return cls(codec, denoiser, text_encoder, vision_encoder=vision_encoder, **sampling)
 
     def to(self, device: torch.device | str) -> "TextTo25D":
         """Move all networks."""
-        for network in (self.codec, self.denoiser, self.text_encoder):
-            network.to(device)
+        for network in (self.codec, self.denoiser, self.text_encoder, self.vision_encoder):
+            if network is not None:
+                network.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.codec.mean.device
+
+    @property
+    def resolution_px(self) -> int:
+        """Side of the images, found by decoding one latent of zeros."""
+        spec = self.codec.spec
+        blank = torch.zeros(1, spec.channels, spec.grid, spec.grid, device=self.device)
+        return decode_packed(self.codec.autoencoder, blank, spec.packing).shape[-1]
 
     @torch.inference_mode()
     def __call__(
@@ -86,7 +98,9 @@ class TextTo25D:
         steps: int = 20,
         guidance: float = 3.0,
         progress: Progress | None = None,
-        geometry: Float[Tensor, "b m v 3 h w"] | None = None,
+        geometry: Float[Tensor, "b m v 3 h w"]
+        | Sequence[Float[Tensor, "m v 3 h w"] | None]
+        | None = None,
         *,
         references: Sequence[Sequence[Float[Tensor, "3 height width"]]] | None = None,
         solver: str = "euler",
@@ -102,8 +116,8 @@ class TextTo25D:
             steps: sampling steps.
             guidance: scale of classifier-free guidance; 1 is none.
             progress: called after every pass of the denoiser.
-            geometry: images whose normal and coord are held clean, so that only rgb is generated;
-                their rgb is not read.
+            geometry: for every prompt the images whose normal and coord are held clean, so that
+                only rgb is generated, or None; their rgb is not read.
             references: for every prompt the images, in [-1, 1] and of the views' size, of what is
                 to be made; a prompt may have none.
             solver: see `Sampling`, as the two that follow.
@@ -122,28 +136,48 @@ class TextTo25D:
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
         )
-        if geometry is not None:
-            spec, side = self.codec.spec, geometry.shape[-1]
-            shape = (len(prompts), len(MODALITIES), spec.num_views, 3, side, side)
-            if geometry.shape != shape:
-                raise UserError(f"geometry of shape {tuple(geometry.shape)} must be {shape}")
-            geometry = geometry.to(self.device)
+        given, held = self._held(geometry, len(prompts))
+        noise, clean = self.starting_noise(seeds), None
+        rows = held.any(dim=1)
+        if len(given):
+            clean = torch.zeros_like(noise)
+            clean[rows] = self.codec.encode(given)
         nothing: list[list[Tensor]] = [[] for _ in prompts]
-        clean = None if geometry is None else self.codec.encode(geometry)
-        held = () if geometry is None else GEOMETRY
         latents = self.sample(
             self.conditions(prompts, nothing if references is None else references),
             self.conditions([""] * len(prompts), nothing),
-            self.starting_noise(seeds),
+            noise,
             sampling,
             clean=clean,
             held=held,
             progress=progress,
         )
         images = self.codec.decode(latents)
-        if geometry is not None:
-            images[:, list(held)] = geometry[:, list(held)]
+        if len(given):
+            images[held] = given[:, GEOMETRY].flatten(0, 1)
         return images
+
+    def _held(
+        self, geometry: Sequence[Tensor | None] | Tensor | None, batch_size: int
+    ) -> tuple[Float[Tensor, "given m v 3 h w"] | Float[Tensor, "0"], Bool[Tensor, "b m"]]:
+        """Return the given geometry, and which modalities of which prompts it holds.
+
+        Raises:
+            UserError: there are not as many as prompts, or one is of another shape.
+        """
+        rows: list[Tensor | None] = [None] * batch_size if geometry is None else list(geometry)
+        given = [row for row in rows if row is not None]
+        side = given[0].shape[-1] if given else 0
+        shape = (len(MODALITIES), self.codec.spec.num_views, 3, side, side)
+        if len(rows) != batch_size:
+            raise UserError(f"{batch_size} prompts need as many geometries, not {len(rows)}")
+        for row in given:
+            if row.shape != shape:
+                raise UserError(f"geometry of shape {tuple(row.shape)} must be {shape}")
+        held = torch.zeros(batch_size, len(MODALITIES), dtype=torch.bool, device=self.device)
+        for i, row in enumerate(rows):
+            held[i, GEOMETRY] = row is not None
+        return torch.stack(given).to(self.device) if given else torch.empty(0), held
 
     def conditions(
         self, prompts: list[str], references: Sequence[Sequence[Float[Tensor, "3 height width"]]]
@@ -154,38 +188,36 @@ class TextTo25D:
             UserError: there are more references than the denoiser was trained with, or not as many
                 lists of them as prompts.
         """
-        text, pooled = self.text_encoder.embed(prompts)
-        encoded = self._encode_references(references, len(prompts))
-        return Conditions(text=text, pooled=pooled, references=encoded)
-
-    def _encode_references(
-        self, references: Sequence[Sequence[Float[Tensor, "3 height width"]]], batch_size: int
-    ) -> Float[Tensor, "b r c h w"] | None:
-        if len(references) != batch_size:
-            raise UserError(f"{batch_size} prompts need as many lists of reference images")
+        if len(references) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts need as many lists of reference images")
         if (most := max(map(len, references))) > self.num_references:
-            raise UserError(
-                f"{most} reference images for one prompt: this model was trained with "
-                f"{self.num_references} (system.image_share above 0 trains with one)"
-            )
+            raise UserError(_too_many(most, self.num_references))
+        text, pooled = self.text_encoder.embed(prompts)
         if self.num_references == 0:
-            return None
-        spec = self.codec.spec
-        shape = (batch_size, self.num_references, spec.channels, spec.grid, spec.grid)
-        latents = torch.zeros(shape, device=self.device)
+            return Conditions(text=text, pooled=pooled)
+        spec, lead = self.codec.spec, (len(prompts), self.num_references)
+        latents = torch.zeros(*lead, spec.channels, spec.grid, spec.grid, device=self.device)
+        encoder, vision = self.vision_encoder, None
+        if encoder is not None:
+            vision = torch.zeros(*lead, encoder.num_tokens, encoder.width, device=self.device)
         for row, images in enumerate(references):
             for slot, image in enumerate(images):
-                packed = encode_packed(
-                    self.codec.autoencoder, image[None].to(self.device), spec.packing
-                )
-                encoded = (packed - self.codec.mean[RGB]) / self.codec.std[RGB]
-                if encoded.shape[-2:] != latents.shape[-2:]:
-                    raise UserError(
-                        f"a reference image of {image.shape[-1]} x {image.shape[-2]} pixels: "
-                        "resize it to the size of the views"
-                    )
-                latents[row, slot] = encoded[0]
-        return latents
+                latents[row, slot] = self._encode_reference(image.to(self.device))
+                if encoder is not None and vision is not None:
+                    vision[row, slot] = encoder.embed(image[None].to(self.device))[0]
+        vision = None if vision is None else vision.flatten(1, 2)
+        return Conditions(text=text, pooled=pooled, references=latents, vision=vision)
+
+    def _encode_reference(self, image: Float[Tensor, "3 height width"]) -> Float[Tensor, "c h w"]:
+        """Return the latents of an image as if it were rgb of a view."""
+        spec = self.codec.spec
+        packed = encode_packed(self.codec.autoencoder, image[None], spec.packing)
+        if packed.shape[-2:] != (spec.grid, spec.grid):
+            raise UserError(
+                f"a reference image of {image.shape[-1]} x {image.shape[-2]} pixels: "
+                "resize it to the size of the views"
+            )
+        return ((packed - self.codec.mean[RGB]) / self.codec.std[RGB])[0]
 
     def starting_noise(self, seeds: list[int]) -> Float[Tensor, "b m v c h w"]:
         """Return noise that is a function of each item's seed alone, drawn on the CPU."""
@@ -202,7 +234,7 @@ class TextTo25D:
         sampling: Sampling,
         *,
         clean: Float[Tensor, "b m v c h w"] | None = None,
-        held: Sequence[int] = (),
+        held: Bool[Tensor, "b m"] | None = None,
         progress: Progress | None = None,
     ) -> Float[Tensor, "b m v c h w"]:
         """Integrate the flow from noise to latents; see `integrate`.
@@ -212,8 +244,8 @@ class TextTo25D:
             null: what guidance leads away from.
             noise: to start from.
             sampling: how.
-            clean: latents of the modalities in `held`.
-            held: indices of modalities that stay clean.
+            clean: latents of what is held.
+            held: modalities of samples that stay clean.
             progress: called after every pass.
         """
         both = join_conditions(conditions, null)
@@ -257,3 +289,15 @@ class TextTo25D:
     ) -> Float[Tensor, "b m v c h w"]:
         output = self.denoiser(latents, timesteps, conditions.text, **conditions.options)
         return to_velocity(output, latents, timesteps, self.prediction, MIN_T)
+
+
+def _too_many(given: int, trained: int) -> str:
+    if trained == 0:
+        return (
+            "this model was trained without reference images and cannot follow any: ask by text "
+            "alone, or train one with system.image_share=0.9"
+        )
+    return (
+        f"{given} reference images for one prompt: this model was trained with up to {trained}: "
+        f"give no more, or train one with system.num_references={given}"
+    )

@@ -1,9 +1,11 @@
 """Sampling: a flow is integrated from noise to clean latents by diffusers' schedulers.
 
-A scheduler has one noise level per step. That is enough: a modality is either noisy, at that level,
-or held clean, at level 0 from start to end. Held ones are put back after every step, bit by bit.
+A scheduler has one noise level per step. That is enough: a modality of a sample is either noisy, at
+that level, or held clean, at level 0 from start to end. Held ones are put back after every step,
+bit by bit.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_pipeline.contract import UserError
@@ -51,11 +53,19 @@ class Sampling:
     guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        low, high = self.guidance_interval
+        try:
+            low, high = map(float, self.guidance_interval)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"guidance_interval={self.guidance_interval} must be two numbers, as in [0.2, 0.8]"
+            ) from error
+        object.__setattr__(self, "guidance_interval", (low, high))  # a list where YAML says so
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
         if self.solver not in SOLVERS:
             raise UserError(f"solver={self.solver}: choose one of {', '.join(SOLVERS)}")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance={self.guidance} must be a finite number; 1 is none")
         if not 0.0 <= low <= high <= 1.0:
             raise UserError(f"guidance_interval=[{low}, {high}] must rise within [0, 1]")
         if not 0.0 <= self.guidance_rescale <= 1.0:
@@ -74,7 +84,7 @@ def integrate(
     *,
     shift: float,
     clean: Float[Tensor, "b m v c h w"] | None = None,
-    held: Sequence[int] = (),
+    held: Bool[Tensor, "b m"] | None = None,
     progress: Progress | None = None,
 ) -> Float[Tensor, "b m v c h w"]:
     """Integrate the flow from noise to latents.
@@ -84,24 +94,24 @@ def integrate(
         noise: to start from.
         sampling: how.
         shift: of the noise levels; above 1 takes finer steps where noise is strong.
-        clean: latents of the modalities in `held`.
-        held: indices of modalities that stay clean, at timestep 0, from start to end.
+        clean: latents of what is held; the rest of it is not read.
+        held: modalities of samples that stay clean, at timestep 0, from start to end; None: none.
         progress: called after every pass.
     """
     scheduler = make_scheduler(sampling, shift)
-    is_noisy = torch.ones(noise.shape[1], device=noise.device)
-    is_noisy[list(held)] = 0.0
+    is_noisy = torch.ones(noise.shape[:2], device=noise.device)
+    if held is not None:
+        is_noisy[held] = 0.0
 
     def hold(latents: Tensor) -> Tensor:
         if clean is None:
             return latents
-        return torch.where(is_noisy[:, None, None, None, None] > 0, latents, clean)
+        return torch.where(is_noisy[:, :, None, None, None, None] > 0, latents, clean)
 
     latents, passes = hold(noise), len(scheduler.timesteps)
     for i, timestep in enumerate(scheduler.timesteps):
         level = scheduler.sigmas[i].item()
-        timesteps = (level * is_noisy).expand(len(noise), -1)
-        change = velocity(latents, timesteps, sampling.guides(level))
+        change = velocity(latents, level * is_noisy, sampling.guides(level))
         latents = hold(scheduler.step(change, timestep, latents, return_dict=False)[0])
         if progress is not None:
             progress(i + 1, passes)

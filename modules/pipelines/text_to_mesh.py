@@ -1,9 +1,9 @@
-"""What generate.py does: prompt or rendered sample to textured mesh files."""
+"""What generate.py does: prompt, images or rendered sample to textured mesh files."""
 
 import json
-import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from modules.pipelines.device import inference_device
 from modules.pipelines.export import ExportOptions, export, model_digest
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
+from modules.pipelines.reference_images import fit_reference, images_digest, read_references
+from modules.pipelines.sampling import Sampling
 
 LAYOUT = "ortho6"
 
@@ -103,8 +105,8 @@ def generate_from_prompt(
     outputs: dict[int, Path],
     checkpoint: Path,
     *,
-    steps: int,
-    guidance: float,
+    sampling: Sampling,
+    image: Path | None = None,
     views: str | None,
     options: ExportOptions,
     device: str,
@@ -112,20 +114,17 @@ def generate_from_prompt(
     """Generate one result per seed and write it.
 
     Args:
-        prompt: what to make.
+        prompt: what to make; may be empty.
         outputs: path by seed.
         checkpoint: pipeline folder.
-        steps: sampling steps.
-        guidance: scale of classifier-free guidance.
+        sampling: how the flow is integrated.
+        image: of what is to be made: a file, or a folder of several; see `fit_reference`.
         views: where to draw the 2.5D images, as PNG; {seed} is filled in.
         options: what is written.
         device: of the networks: `auto`, `cpu` or `cuda`.
     """
     pictures = check_pictures(views, outputs)
-    if steps < 1:
-        raise UserError(f"steps={steps} must be at least 1")
-    if not math.isfinite(guidance):
-        raise UserError(f"guidance={guidance} must be a finite number; 1 is none")
+    pictured = [] if image is None else read_references(image)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
     if unknown := generator.text_encoder.unknown_words(prompt):
         print(
@@ -136,17 +135,21 @@ def generate_from_prompt(
     check_layout(generator.codec.spec.num_views, checkpoint)
     reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
     cameras = view_layout(LAYOUT)
-    about = {"prompt": prompt, "steps": steps, "guidance": guidance, "licence": None}
+    references = [fit_reference(each, generator.resolution_px) for each in pictured]
+    about = {"prompt": prompt, **asdict(sampling), "licence": None}
     about["model_sha256"] = model_digest(checkpoint)
+    if image is not None:
+        about |= {"image": image.name, "image_sha256": images_digest(image)}
     failed = []
     for seed, path in outputs.items():  # one at a time: memory does not grow with their number
-        with tqdm(total=steps, desc="sample", unit="step") as bar:
+        with tqdm(total=sampling.steps, desc="sample", unit="step") as bar:
 
             def advance(done: int, total: int, bar: tqdm = bar) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            [images] = generator([prompt], [seed], steps, guidance, advance).cpu()
+            asked = {"references": [references], "progress": advance, **asdict(sampling)}
+            [images] = generator([prompt], [seed], **asked).cpu()
         if pictures:
             draw_images(images, pictures[seed])
         try:

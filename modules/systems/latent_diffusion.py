@@ -16,6 +16,7 @@ from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.cache import read_cache
 from modules.latents.spec import LatentSpec
 from modules.losses.flow import (
+    RGB,
     Prediction,
     TimestepMix,
     add_noise,
@@ -31,7 +32,8 @@ from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
-from modules.systems.own_references import OwnReferences
+from modules.networks.weights_fingerprint import check_fingerprint
+from modules.systems.own_references import OwnReferences, SeenViews
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
 
@@ -59,7 +61,8 @@ class LatentDiffusionSystem(lightning.LightningModule):
         image_share: share of samples that see one of their own views as a reference image, whatever
             becomes of their caption; the others see the null reference. 0 trains without
             references, .9 stands for 10 % of dropout.
-        image_views: views that may be the reference; None is any.
+        image_views: views that may be references; None is any.
+        num_references: most views that a sample sees.
         sampling_shift: shift of the sampler's timesteps that is exported; above 1 takes finer steps
             where noise is strong. None is the backbone's own.
         compile_blocks: keyword arguments of `torch.compile` for the backbone's blocks, each alone;
@@ -86,6 +89,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         text_dropout: float = 0.1,
         image_share: float = 0.0,
         image_views: Sequence[int] | None = None,
+        num_references: int = 1,
         sampling_shift: float | None = 1.0,
         compile_blocks: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -97,7 +101,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.prediction: Prediction = prediction
         self.mix, self.min_t = mix, min_t
         self.text_dropout, self.sampling_shift = text_dropout, sampling_shift
-        self.references = OwnReferences(image_share, image_views)
+        self.references = OwnReferences(image_share, image_views, num_references)
         self.foreground_weight = foreground_weight
         self.compile_blocks, self.seed = compile_blocks, seed
         self.strict_loading = False  # of what is trained; `on_load_checkpoint` checks that all is
@@ -107,6 +111,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.spec: LatentSpec | None = None
         self.vocabulary: Vocabulary | None = None
         self.trained_on: str | None = None
+        self.vision: dict[str, Any] | None = None  # what the cache says of its vision tokens
         self.last_caption = ""
 
     def configure_model(self) -> None:
@@ -127,6 +132,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         self.spec = LatentSpec.from_json(cache.get("latent_spec"), str(self.latents))
         self.vocabulary = Vocabulary(cache.get("vocabulary", ()))
         self.trained_on = cache.get("inputs", {}).get("source_manifest_sha256")
+        self.vision = cache.get("vision")
 
     def on_fit_start(self) -> None:
         assert self.spec is not None
@@ -151,6 +157,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"{self.latents} is normalised by its own statistics, but the backbone was trained "
                 "on latents normalised by the autoencoder's: encode with statistics=autoencoder"
             )
+        self._check_vision()
         text, pooled = self.text_encoder.embed([""])
         backbone, width = self.denoiser.backbone, None if pooled is None else pooled.shape[1]
         if (text.shape[2], width) != (backbone.text_width, backbone.pooled_width):
@@ -158,6 +165,25 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"the conditioner embeds text with {text.shape[2]} numbers a token and {width} of "
                 f"the whole, the denoiser takes {backbone.text_width} and {backbone.pooled_width}: "
                 "choose the conditioner of that backbone (conf/conditioner)"
+            )
+
+    def _check_vision(self) -> None:
+        if self.denoiser.vision is None:
+            return
+        if self.references.share == 0.0:
+            raise UserError(
+                "vision tokens are of reference images, and training shows none: set "
+                "system.image_share=0.9, or denoiser.vision_width=null"
+            )
+        if self.vision is None:
+            raise UserError(
+                f"{self.latents} holds no vision tokens: encode with vision=siglip (or dinov2, "
+                "clip), or set denoiser.vision_width=null"
+            )
+        if self.vision["width"] != (width := self.denoiser.vision.in_features):
+            raise UserError(
+                f"{self.latents} holds vision tokens of {self.vision['width']} numbers, the "
+                f"denoiser takes {width}: set denoiser.vision_width={self.vision['width']}"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -168,6 +194,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
         checkpoint["vocabulary"] = self.vocabulary.words
+        checkpoint["backbone"] = self.denoiser.backbone.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
@@ -178,6 +205,10 @@ class LatentDiffusionSystem(lightning.LightningModule):
                 f"{self.latents} is another latent cache than the checkpoint's: start a new run "
                 "(another paths.run_dir), or name the old cache"
             )
+        saved, origin = checkpoint.get("backbone", {}), self.denoiser.backbone.origin
+        check_fingerprint(
+            origin.get("fingerprint"), saved.get("fingerprint"), origin.get("source", "")
+        )
         if differing := sorted(self._trained_names() ^ checkpoint["state_dict"].keys()):
             raise UserError(
                 f"the checkpoint was trained with another denoiser, conditioner or adapters: "
@@ -197,7 +228,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         captions = [c if k else "" for c, k in zip(batch["caption"], keep.tolist(), strict=True)]
         timesteps = self._mix(latents).sample(len(latents), **drawn)
         noise = torch.randn(latents.shape, **drawn)
-        conditions = self.conditions(captions, self.references.draw(latents, generator))
+        conditions = self.conditions(batch, captions, self.references.draw(latents, generator))
         errors, baseline = self._errors(batch, conditions, timesteps, noise)
         losses = mean_over_noisy(errors, timesteps)
         total = (losses * self.weights).sum() / self.weights.sum()
@@ -209,11 +240,15 @@ class LatentDiffusionSystem(lightning.LightningModule):
         return {"loss": total, "errors": errors.detach(), "timesteps": timesteps}
 
     def conditions(
-        self, captions: list[str], references: Float[Tensor, "b r c h w"] | None
+        self, batch: dict[str, Any], captions: list[str], seen: SeenViews | None
     ) -> Conditions:
-        """Return what the denoiser is told."""
+        """Return what the denoiser is told: captions, and views of the batch's own."""
         text, pooled = self.text_encoder.embed(captions)
-        return Conditions(text=text, pooled=pooled, references=references)
+        references = None if seen is None else seen.pick(batch["latents"][:, RGB])
+        vision = None
+        if seen is not None and self.denoiser.vision is not None:
+            vision = seen.pick(batch["vision"]).flatten(1, 2)
+        return Conditions(text=text, pooled=pooled, references=references, vision=vision)
 
     def _mix(self, latents: Float[Tensor, "b m v c h w"]) -> TimestepMix:
         return self.mix.at(latents.shape[2] * latents.shape[4] * latents.shape[5])
@@ -236,7 +271,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
         before = captions[-1] if batch_idx == 0 else self.last_caption
         shuffled, self.last_caption = [before, *captions[:-1]], captions[-1]
         differs = torch.tensor([a != b for a, b in zip(captions, shuffled, strict=True)])
-        true, wrong = (self.conditions(each, null) for each in (captions, shuffled))
+        true, wrong = (self.conditions(batch, each, null) for each in (captions, shuffled))
         # of true, of shuffled captions; of predicting zero
         sums = latents.new_zeros(3, size, len(MODALITIES))
         for level in levels:
@@ -298,7 +333,12 @@ class LatentDiffusionSystem(lightning.LightningModule):
         sampling = {
             "prediction": self.prediction,
             "shift": self.sampling_shift,
-            "num_references": int(self.references.share > 0.0),
+            "num_references": self.references.num_slots if self.references.share > 0.0 else 0,
         }
-        save_denoiser(directory, self.denoiser, self.text_encoder, sampling, self.trained_on)
+        vision = None
+        if self.denoiser.vision is not None:
+            assert self.vision is not None
+            vision = self.vision["encoder"]
+        networks = self.denoiser, self.text_encoder
+        save_denoiser(directory, *networks, sampling, self.trained_on, vision)
         self.spec.save(directory)

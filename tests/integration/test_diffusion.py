@@ -6,21 +6,24 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from sphere_shards import sphere_members
 from tiny_text import save_qwen3
+from tiny_vision import NUM_TOKENS, WIDTH, save_vision
 
 import encode
 import eval as evaluation
 import train
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
-from data_pipeline.loading.samples import LatentDataset
+from data_pipeline.loading.samples import LatentDataset, decode_sample
 from data_pipeline.shards.writer import ShardWriter
 from modules.latents import codec
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import read_cache
 from modules.latents.codec import LatentCodec
 from modules.latents.spec import LatentSpec, fingerprint
+from modules.networks.vision_encoder import VisionEncoder
 from modules.pipelines.generation import TextTo25D
 
 RESOLUTION_PX, NUM_SAMPLES = 32, 6
@@ -246,6 +249,67 @@ def test_captions_embedded_by_a_pretrained_text_model_train_and_generate(runs, s
         train_stage(
             "latent_diffusion", 1, tmp_path, "narrow", *options, "denoiser.joint_attention_dim=32"
         )
+
+
+def test_carried_statistics_are_corrected_for_normal_and_coord_as_asked(shards, tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.1,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    arguments = [f"shards={shards}", f"autoencoder={tmp_path}/vae", "packing=2"]
+    arguments += ["statistics=autoencoder"]
+    stds = {}
+    for applied in ("true", "false"):
+        out = tmp_path / applied
+        encode.main(compose("encode", [*arguments, f"out={out}", f"modality_affine={applied}"]))
+        assert LatentSpec.from_json(read_cache(out)["latent_spec"], "cache").is_carried
+        dataset = LatentDataset(out, keep_decoded=False)
+        latents = torch.stack([dataset[(i, i)]["latents"] for i in range(len(dataset))])
+        stds[applied] = latents.transpose(0, 1).flatten(1).std(dim=1)
+    assert stds["false"].max() < 0.5  # by far too small a factor
+    torch.testing.assert_close(stds["true"][1:], torch.ones(2), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(stds["true"][0], stds["false"][0])
+
+
+def test_vision_tokens_and_several_references_train_and_generate(runs, shards, tmp_path):
+    save_vision("Dinov2Model", tmp_path / "dino")
+    arguments = [
+        *encode_arguments(tmp_path / "latents", shards, runs), "vision=dinov2",
+        f"vision.source={tmp_path}/dino", "vision.dtype=float32",
+    ]  # fmt: skip
+    encode.main(compose("encode", arguments))
+    told = read_cache(tmp_path / "latents")["vision"]
+    assert (told["width"], told["num_tokens"]) == (WIDTH, NUM_TOKENS)
+    sample = LatentDataset(tmp_path / "latents", keep_decoded=False)[(1, 1)]
+    rendered = decode_sample(make_sample("ball_1", "green", 0.33))["images"]
+    encoder = VisionEncoder(**told["encoder"])
+    torch.testing.assert_close(
+        sample["vision"].float(), encoder.embed(rendered[0]), rtol=1e-2, atol=1e-2
+    )
+    shutil.copytree(runs / "pipeline" / "autoencoder", tmp_path / "pipeline" / "autoencoder")
+    seeing = [f"latents={tmp_path}/latents", *SMALL, "system.image_share=0.9"]
+    seeing += ["system.num_references=2", f"denoiser.vision_width={WIDTH}"]
+    metrics = read_metrics(train_stage("latent_diffusion", 3, tmp_path, "run", *seeing))
+    assert float(metrics[-1]["val/probe/vision"]) > 0.0
+    pipeline = TextTo25D.from_pretrained(tmp_path / "pipeline")
+    assert pipeline.denoiser.vision.weight.abs().max() > 0.0  # it began at zero
+    # three steps of training move little: the last layer, zero at first, is made loud
+    torch.nn.init.normal_(pipeline.denoiser.backbone.transformer.proj_out.weight, std=0.2)
+    references = [[rendered[0, 0], rendered[0, 3]], [rendered[0, 0]], []]
+    images = pipeline([""] * 3, [0] * 3, steps=2, references=references)
+    for first, second in ((0, 1), (1, 2)):
+        assert (images[first] - images[second]).abs().max() > 1e-4
+    for row, pictures in enumerate(references):
+        alone = pipeline([""], [0], steps=2, references=[pictures])
+        torch.testing.assert_close(alone[0], images[row], rtol=1e-3, atol=1e-3)
+    for wrong, said in (
+        (f"latents={runs}/latents", "holds no vision tokens: encode with vision="),
+        ("denoiser.vision_width=5", f"set denoiser.vision_width={WIDTH}"),
+        ("system.image_share=0", "training shows none: set"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train_stage("latent_diffusion", 1, tmp_path, "wrong", *seeing, wrong)
 
 
 def test_held_back_captions_are_made_and_what_they_show_is_measured(runs, shards, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.denoiser_files import BACKBONES, load_network, save_network
+from modules.networks.weights_fingerprint import weights_fingerprint
 
 PUBLISHED = {
     "flux2_klein": 3_875_544_576,
@@ -49,10 +51,10 @@ def read_denoiser(name: str, *overrides: str) -> Any:
     return compose("train", [f"denoiser={name}", "shards=x", "latents=x", *overrides]).denoiser
 
 
-def save_small(name: str, folder: Path) -> Path:
+def save_small(name: str, folder: Path, seed: int = 0) -> Path:
     """Save a small random model of a published structure as diffusers does."""
     build = instantiate(read_denoiser(name).backbone, _convert_="object")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     transformer_class = build.func.__self__.transformer_class
     transformer = transformer_class(**build.keywords["config"] | SMALL[name])
     for parameter in transformer.parameters():
@@ -80,6 +82,8 @@ def make_inputs(denoiser: JointDenoiser) -> dict[str, torch.Tensor]:
     }
     if denoiser.layout == "tiled":
         inputs["timesteps"] = inputs["timesteps"][:, :1].expand(-1, 3)
+    if denoiser.vision is not None:
+        inputs["vision"] = torch.randn(2, 4, denoiser.vision.in_features, **draw)
     if backbone.pooled_width:
         inputs["pooled"] = torch.randn(2, backbone.pooled_width, **draw)
     return inputs
@@ -89,7 +93,12 @@ WAYS = {
     "mixture": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=4"),
     "plain LoRA": ("denoiser.adapters.shared_rank=4", "denoiser.adapters.modality_rank=0"),
     "per modality only": ("denoiser.adapters.shared_rank=0", "denoiser.adapters.modality_rank=4"),
-    "full": ("denoiser.adapters=null",),
+    "full": ("denoiser.adapters=null", "denoiser.text_timestep=mean"),
+    "vision tokens": (
+        "denoiser.adapters.shared_rank=4",
+        "denoiser.adapters.modality_rank=4",
+        "denoiser.vision_width=6",
+    ),
     "tiled": ("denoiser.adapters.modality_rank=0", "denoiser.layout=tiled"),
 }
 
@@ -114,6 +123,24 @@ def test_a_loaded_backbone_trains_and_comes_back_from_its_export(name, way, tmp_
     told = json.loads(json.dumps(save_network(tmp_path / "export", denoiser)))
     assert (tmp_path / "export/transformer").is_dir() == (way == "full")
     assert torch.equal(load_network(tmp_path / "export", told)(**inputs), denoiser(**inputs))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_new_vision_tokens_are_a_longer_text_and_without_them_nothing_changes(name, tmp_path):
+    source = save_small(name, tmp_path)
+    plain, seeing = (build(name, source, *WAYS[way]) for way in ("mixture", "vision tokens"))
+    inputs = make_inputs(seeing)
+    vision = inputs.pop("vision")
+    before = plain(**inputs)
+    assert torch.equal(seeing(**inputs), before)
+    after = seeing(**inputs, vision=vision)
+    zeros = torch.zeros(2, vision.shape[1], inputs["text"].shape[2])
+    text = torch.cat([inputs["text"], zeros], dim=1)
+    assert torch.equal(after, plain(**inputs | {"text": text}))
+    moved = (after - before).square().mean().sqrt() / before.square().mean().sqrt()
+    assert 0.0 < moved < 0.5  # near the pretrained model's prediction, and not equal to it
+    after.square().mean().backward()
+    assert seeing.vision.weight.grad.abs().amax(dim=1).min() > 0.0
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -193,6 +220,38 @@ def test_an_export_whose_pretrained_backbone_is_gone_says_so(tmp_path):
     source.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"cannot load .*pretrained"):
         load_network(tmp_path / "export", copy.deepcopy(told))
+
+
+def test_an_export_whose_pretrained_backbone_became_another_is_refused(tmp_path):
+    source = save_small("flux2_klein", tmp_path / "pretrained")
+    (tmp_path / "export").mkdir()
+    denoiser = build("flux2_klein", source)
+    told = json.loads(json.dumps(save_network(tmp_path / "export", denoiser)))
+    inputs = make_inputs(denoiser)
+    # The same weights in many files: the same model.
+    Flux2Transformer2DModel.from_pretrained(source).save_pretrained(source, max_shard_size="20KB")
+    (source / "diffusion_pytorch_model.safetensors").unlink()
+    assert len(list(source.glob("*.safetensors"))) > 3
+    assert torch.equal(load_network(tmp_path / "export", told)(**inputs), denoiser(**inputs))
+    shutil.rmtree(source)
+    save_small("flux2_klein", source, seed=1)
+    with pytest.raises(UserError, match=r"pretrained holds other weights .* bring those back"):
+        load_network(tmp_path / "export", told)
+    del told["origin"]["fingerprint"]  # as exports of before say nothing
+    load_network(tmp_path / "export", told)
+
+
+def test_a_fingerprint_names_the_weights_in_every_dtype_and_tells_others(tmp_path):
+    model = Flux2Transformer2DModel.from_pretrained(save_small("flux2_klein", tmp_path))
+    before = weights_fingerprint(model)
+    assert before == weights_fingerprint(copy.deepcopy(model).to(torch.bfloat16))
+    found = {before}
+    for name, parameter in model.named_parameters():  # any layer that was trained on
+        changed = copy.deepcopy(model)
+        changed.get_parameter(name).data += 0.05 * parameter.abs().max()
+        found.add(weights_fingerprint(changed))
+    assert len(found) == 1 + len(list(model.parameters()))
+    assert weights_fingerprint(model.to("meta")) is None
 
 
 def test_exports_from_before_backbones_could_be_chosen_still_load(tmp_path):

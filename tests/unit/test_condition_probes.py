@@ -15,7 +15,9 @@ from modules.systems.latent_diffusion import LatentDiffusionSystem
 from modules.systems.own_references import OwnReferences
 
 VIEWS, CHANNELS = 2, 8
-CONDITIONS = ("text", "image", "view", "view_embedding", "modality_embedding", "geometry")
+CONDITIONS = (
+    "text", "image", "vision", "view", "view_embedding", "modality_embedding", "geometry",
+)  # fmt: skip
 
 
 class Deaf(JointDenoiser):
@@ -43,9 +45,12 @@ def make_denoiser(dead: str | None) -> JointDenoiser:
         num_views=VIEWS, in_channels=CHANNELS, num_layers=1, num_single_layers=1,
         attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8,
         timestep_guidance_channels=16, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
+        vision_width=4,
     )  # fmt: skip
     assert isinstance(denoiser, Deaf)
     denoiser.dead = dead
+    if dead != "vision":  # a layer that begins at zero, and stays there
+        torch.nn.init.normal_(denoiser.vision.weight)
     for name in ("view_embedding", "modality_embedding"):
         if name != dead:  # a flag that begins at zero, and stays there
             torch.nn.init.normal_(getattr(denoiser, name), std=0.1)
@@ -70,7 +75,8 @@ def make_system(dead: str | None = None, **options) -> LatentDiffusionSystem:
 def make_batch(captions=("a red chair", "a blue mug")):
     generator = torch.Generator().manual_seed(1)  # not the noise of the probes
     latents = torch.randn(len(captions), 3, VIEWS, CHANNELS, 2, 2, generator=generator)
-    return {"latents": latents, "caption": list(captions)}
+    vision = torch.randn(len(captions), VIEWS, 3, 4, generator=generator)
+    return {"latents": latents, "caption": list(captions), "vision": vision}
 
 
 def movements(system, batch=None) -> dict[str, float]:
@@ -168,14 +174,39 @@ def test_training_logs_the_probes_and_a_dead_condition_ends_it(dead, tmp_path):
 
 def test_references_are_own_rgb_views_in_their_share_and_zero_otherwise():
     latents = torch.randn(2000, 3, VIEWS, CHANNELS, 1, 1)
-    references = OwnReferences(0.7, [1]).draw(latents, torch.Generator().manual_seed(0))
+    rgb = latents[:, RGB]
+    references = OwnReferences(0.7, [1]).draw(latents, torch.Generator().manual_seed(0)).pick(rgb)
     seen = references.flatten(1).abs().sum(dim=1) > 0
     assert seen.float().mean().item() == pytest.approx(0.7, abs=0.04)
-    assert torch.equal(references[seen, 0], latents[seen][:, RGB, 1])
-    references = OwnReferences(0.7).draw(latents, torch.Generator().manual_seed(0))[:, 0]
+    assert torch.equal(references[seen, 0], rgb[seen, 1])
+    drawn = OwnReferences(0.7).draw(latents, torch.Generator().manual_seed(0))
     for view in range(VIEWS):
-        same = (references == latents[:, RGB, view]).flatten(1).all(dim=1)
+        same = (drawn.pick(rgb)[:, 0] == rgb[:, view]).flatten(1).all(dim=1)
         assert same.float().mean().item() == pytest.approx(0.35, abs=0.04)
+
+
+def test_of_several_references_each_shows_another_view_and_every_number_occurs():
+    latents = torch.randn(3000, 3, 6, CHANNELS, 1, 1)
+    drawn = OwnReferences(0.9, [0, 2, 3, 5], num_slots=3).draw(
+        latents, torch.Generator().manual_seed(0)
+    )
+    counts = drawn.shown.sum(dim=1)
+    for count, share in enumerate((0.1, 0.3, 0.3, 0.3)):
+        assert (counts == count).float().mean().item() == pytest.approx(share, abs=0.04)
+    assert (drawn.shown.long().diff(dim=1) <= 0).all()  # the first slots are filled first
+    assert (drawn.views.sort(dim=1).values.diff(dim=1) > 0).all()
+    assert set(drawn.views.flatten().tolist()) == {0, 2, 3, 5}
+    references = drawn.pick(latents[:, RGB])
+    for row, slot in ((0, 0), (1, 2), (2, 1)):
+        expected = latents[row, RGB, drawn.views[row, slot]] * drawn.shown[row, slot]
+        assert torch.equal(references[row, slot], expected)
+    system = make_system(num_references=2)
+    conditions = system.conditions(
+        make_batch(), ["a", "b"], system.references.first(make_batch()["latents"])
+    )
+    assert conditions.references.shape == (2, 2, CHANNELS, 2, 2)
+    vision = make_batch()["vision"]
+    assert torch.equal(conditions.vision, vision.flatten(1, 2))  # of both views, in their order
 
 
 def test_without_references_there_is_no_slot_and_wrong_ones_are_refused():
@@ -183,10 +214,14 @@ def test_without_references_there_is_no_slot_and_wrong_ones_are_refused():
     nothing = OwnReferences(0.0)
     assert nothing.draw(latents, torch.Generator()) is None
     assert nothing.null(latents) is None
-    assert OwnReferences(0.5).null(latents).abs().max() == 0.0
+    assert OwnReferences(0.5).null(latents).pick(latents[:, RGB]).abs().max() == 0.0
     with pytest.raises(UserError, match="must lie in"):
         OwnReferences(1.5)
     with pytest.raises(UserError, match="must name a view"):
         OwnReferences(0.5, [])
+    with pytest.raises(UserError, match="num_references=0 must be at least 1"):
+        OwnReferences(0.5, num_slots=0)
     with pytest.raises(UserError, match="samples have views 0 to 1"):
         OwnReferences(0.5, [2]).draw(latents, torch.Generator())
+    with pytest.raises(UserError, match="num_references=3: there are 2 views to see"):
+        OwnReferences(0.5, num_slots=3).draw(latents, torch.Generator())

@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
 
+from data_pipeline.contract import UserError
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.flux2 import Flux2Backbone
 
@@ -123,6 +124,25 @@ def test_embeddings_reach_the_tokens_multiplied_by_the_root_of_the_width():
     torch.testing.assert_close(
         moved, expected[None, :, :, None, None].expand_as(moved), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("largest", [0.8, 0.6]), ("mean", [0.5, 0.2]), ("rgb", [0.2, 0.0])]
+)
+def test_the_rule_decides_at_which_noise_level_text_is_modulated(rule, expected):
+    backbone, (latents, _, text) = make_denoiser().backbone, make_inputs()
+    denoiser = JointDenoiser(backbone, VIEWS, text_timestep=rule)
+    seen = []
+    backbone.transformer.double_stream_modulation_txt.register_forward_pre_hook(
+        lambda _, given: seen.append(given[0])
+    )
+    denoiser(latents[:2], torch.tensor([[0.2, 0.5, 0.8], [0.0, 0.6, 0.0]]), text[:2])
+    torch.testing.assert_close(seen, [backbone._embed_time(torch.tensor(expected))])
+
+
+def test_an_unknown_rule_of_the_text_timestep_is_refused():
+    with pytest.raises(UserError, match=r"denoiser\.text_timestep=median.*largest, mean, rgb"):
+        JointDenoiser.from_scratch(num_views=VIEWS, text_timestep="median", **CONFIG)
 
 
 def test_the_denoiser_builds_on_the_meta_device():

@@ -11,6 +11,7 @@ from data_pipeline.contract import UserError
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import cache_members, measure_spec, own_spec, read_cache
 from modules.latents.codec import LatentCodec, encode_packed, own_statistics, pack, unpack
+from modules.latents.modality_affine import fit_modalities
 from modules.latents.raw_parts import RawLatents, RawPart
 from modules.latents.spec import LatentSpec, fingerprint
 from modules.latents.taef2 import TAEF2
@@ -129,6 +130,61 @@ def test_flux2_latents_are_normalised_as_its_own_pipeline_does_it():
     std = (variance + autoencoder.config.batch_norm_eps).sqrt()
     expected = (cells - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+def make_offset_parts() -> list[RawPart]:
+    """Of a set whose normals are dim and whose coords are bright to the autoencoder."""
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(6, 3, 2, 16, 2, 2, generator=generator)
+    latents *= torch.tensor([1.0, 0.2, 1.0])[:, None, None, None, None]
+    latents += torch.tensor([0.6, 0.1, 1.5])[:, None, None, None, None]
+    return [RawPart(["a"] * 3, [[]] * 3, part, torch.rand(3, 2, 2, 2)) for part in latents.split(3)]
+
+
+def test_normal_and_coord_are_corrected_where_the_carried_statistics_are_off(caplog):
+    autoencoder, parts = make_autoencoder("flux2"), make_offset_parts()
+    own = own_spec(parts, autoencoder)
+    spec = fit_modalities(parts, own, apply=True)
+    latents = torch.cat([part.latents for part in parts])
+    mean, std = (torch.tensor(v)[:, None, :, None, None] for v in (spec.mean, spec.std))
+    normalised = ((latents - mean) / std).transpose(0, 1).flatten(1)
+    assert normalised.mean(dim=1)[1:].abs().max() < 1e-3
+    torch.testing.assert_close(normalised.std(dim=1)[1:], torch.ones(2), rtol=1e-3, atol=1e-3)
+    assert (spec.mean[0], spec.std[0]) == (own.mean[0], own.std[0])  # rgb is the backbone's
+    assert spec.is_carried
+    assert "; normal less 0.08" in spec.origin
+    assert LatentSpec.from_json(json.loads(json.dumps(spec.to_json())), "") == spec
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.split()[2] for message in said] == ["rgb", "normal", "coord"]
+    assert said[0].endswith("left so, as the backbone knows rgb")
+    assert "deviation 0.21" in said[1]
+    assert said[2].endswith("corrected")
+    caplog.clear()
+    assert fit_modalities(parts, spec, apply=True).mean[1:] == spec.mean[1:]  # nothing is off now
+    assert [record.getMessage().split()[2] for record in caplog.records] == ["rgb"]
+    caplog.clear()
+    assert fit_modalities(parts, own, apply=False) == own
+    assert "left so (modality_affine=true" in caplog.records[1].getMessage()
+    codec = LatentCodec(autoencoder, spec)
+    images = make_images()
+    raw = encode_packed(autoencoder, images, 2)
+    torch.testing.assert_close(codec.encode(images) * codec.std + codec.mean, raw)
+    decoded = LatentCodec(autoencoder, own)
+    torch.testing.assert_close(
+        codec.decode(codec.encode(images)),
+        decoded.decode(decoded.encode(images)),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_statistics_that_fit_are_left_alone_without_a_word(caplog):
+    autoencoder = make_autoencoder("flux2")
+    latents = torch.randn(4, 3, 2, 16, 2, 2, generator=torch.Generator().manual_seed(3))
+    parts = [RawPart(["a"] * 4, [[]] * 4, latents, torch.rand(4, 2, 2, 2))]
+    own = own_spec(parts, autoencoder)
+    assert fit_modalities(parts, own, apply=True) == own
+    assert not caplog.records
 
 
 def test_statistics_that_an_autoencoder_does_not_carry_or_pack_so_are_refused():

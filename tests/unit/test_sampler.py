@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -191,7 +193,7 @@ def test_geometry_stays_bit_by_bit_whatever_the_solver(solver):
     pipeline.denoiser = watch
     result = pipeline.sample(
         ask(pipeline, "a mug"), ask(pipeline, ""), pipeline.starting_noise([0]),
-        Sampling(steps=4, solver=solver), clean=clean, held=(1, 2),
+        Sampling(steps=4, solver=solver), clean=clean, held=torch.tensor([[False, True, True]]),
     )  # fmt: skip
     assert torch.equal(result[:, 1:], clean[:, 1:])
     assert torch.isfinite(result).all()
@@ -226,8 +228,12 @@ def test_a_reference_reaches_the_denoiser_as_the_latents_of_an_rgb_image():
 
 
 def test_references_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="was trained with 0"):
+    with pytest.raises(
+        UserError, match="without reference images and cannot follow any: ask by text"
+    ):
         make_pipeline()(["a"], [0], references=[[make_reference()]])
+    with pytest.raises(UserError, match=r"with up to 1: give no more, or .*num_references=2"):
+        make_pipeline(num_references=1)(["a"], [0], references=[[make_reference()] * 2])
     with pytest.raises(UserError, match="2 prompts need as many lists"):
         make_pipeline(num_references=1)(["a", "b"], [0, 1], references=[[]])
     with pytest.raises(UserError, match="resize it"):
@@ -244,6 +250,26 @@ def test_held_geometry_stays_and_rgb_depends_on_it():
     assert torch.equal(pipeline(["a mug"], [0], steps=3, geometry=other_rgb), textured)
     other_shape = pipeline(["a mug"], [0], steps=3, geometry=-geometry)
     assert (other_shape[:, 0] - textured[:, 0]).abs().max() > 1e-4
+
+
+def test_every_combination_of_conditions_may_stand_beside_any_other_in_a_batch():
+    pipeline = make_pipeline(num_references=1)
+    geometry = torch.rand(3, VIEWS, 3, 4, 4) * 2.0 - 1.0
+    asked = list(itertools.product(["", "a red chair"], [[], [make_reference()]], [None, geometry]))
+    prompts, references, geometries = (list(each) for each in zip(*asked, strict=True))
+    together = pipeline(
+        prompts, [7] * 8, steps=3, references=references, geometry=geometries
+    )  # fmt: skip
+    for i, (prompt, pictures, shape) in enumerate(asked):
+        alone = pipeline([prompt], [7], steps=3, references=[pictures], geometry=[shape])
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+        assert torch.equal(together[i, 1:], geometry[1:]) == (shape is not None)
+    for first, second in itertools.combinations(together[:, 0], 2):
+        assert (first - second).abs().max() > 1e-4
+    with pytest.raises(UserError, match="2 prompts need as many geometries, not 1"):
+        pipeline(["a", "b"], [0, 1], geometry=[geometry])
+    with pytest.raises(UserError, match=r"geometry of shape \(2, 2, 3, 4, 4\) must be"):
+        pipeline(["a"], [0], geometry=[geometry[:2]])
 
 
 def test_held_modalities_are_at_timestep_zero_in_every_step():

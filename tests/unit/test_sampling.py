@@ -58,6 +58,8 @@ def test_an_item_is_bit_equal_in_any_batch_where_the_flow_is(solver):
         ({"steps": 0}, "at least 1"),
         ({"solver": "ddim"}, "choose one of euler, heun"),
         ({"guidance_interval": (0.8, 0.2)}, "must rise"),
+        ({"guidance_interval": (0.5,)}, r"must be two numbers"),
+        ({"guidance": float("nan")}, "must be a finite number"),
         ({"guidance_rescale": 1.5}, "must lie in"),
     ],
 )

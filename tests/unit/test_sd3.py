@@ -45,6 +45,7 @@ def run(backbone, latents, times, text, pooled, references=None):
         latents,
         times,
         text,
+        text_timesteps=times.amax(dim=1),
         pooled=pooled,
         embedding=None,
         slots=torch.arange(latents.shape[2])[None],

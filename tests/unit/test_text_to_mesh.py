@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from data_pipeline.contract import UserError
 from modules.pipelines import text_to_mesh
 from modules.pipelines.export import ExportOptions
+from modules.pipelines.sampling import Sampling
 from modules.pipelines.text_to_mesh import check_layout, check_pictures, generate_from_prompt
 
 
@@ -15,13 +17,15 @@ class Generator:
     """Makes images that hold their seed, of one prompt at a time."""
 
     codec = SimpleNamespace(spec=SimpleNamespace(num_views=6))
+    resolution_px = 8
     text_encoder = SimpleNamespace(unknown_words=lambda prompt: [])
 
     def to(self, device: torch.device) -> "Generator":
         return self
 
-    def __call__(self, prompts, seeds, steps, guidance, progress) -> torch.Tensor:
+    def __call__(self, prompts, seeds, **asked) -> torch.Tensor:
         assert len(prompts) == len(seeds) == 1
+        self.asked = asked
         return torch.full((1, 3, 6, 3, 8, 8), float(seeds[0]))
 
 
@@ -37,12 +41,45 @@ def test_a_result_that_fails_is_told_and_the_others_are_written(monkeypatch, tmp
     monkeypatch.setattr(text_to_mesh, "model_digest", lambda _: "digest")
     monkeypatch.setattr(text_to_mesh, "export", export)
     outputs = {seed: tmp_path / f"{seed}.glb" for seed in range(3)}
-    settings = {"steps": 2, "guidance": 1.0, "views": None, "options": ExportOptions()}
+    settings = {"sampling": Sampling(), "views": None, "options": ExportOptions()}
     with pytest.raises(UserError, match="1 of 3 results were not made; seed 1: the images show"):
         generate_from_prompt("a chair", outputs, tmp_path, device="cpu", **settings)
     assert {path.name for path in tmp_path.iterdir()} == {"0.glb", "2.glb"}
     assert outputs[2].read_text() == "2.0"
     assert "1.glb was not made" in capsys.readouterr().err
+
+
+def test_a_picture_reaches_the_sampler_with_or_without_a_prompt(monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(text_to_mesh.Reconstructor, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(text_to_mesh, "model_digest", lambda _: "digest")
+    monkeypatch.setattr(text_to_mesh, "export", lambda *given: written.append(given[6]) or "")
+    (tmp_path / "photos").mkdir()
+    for name, colour in (
+        ("a, (é) 漢=1.png", "red"),
+        ("photos/1.png", "red"),
+        ("photos/2.jpg", "blue"),
+    ):
+        Image.new("RGB", (5, 9), colour).save(tmp_path / name)
+    settings = {"views": None, "options": ExportOptions(), "device": "cpu"}
+    sampling = Sampling(steps=3, solver="heun", guidance_interval=[0.2, 0.9], guidance_rescale=0.5)
+    for prompt, image, count in (("a mug", "a, (é) 漢=1.png", 1), ("", "photos", 2)):
+        generator = Generator()
+        monkeypatch.setattr(text_to_mesh.TextTo25D, "from_pretrained", lambda _, g=generator: g)
+        generate_from_prompt(
+            prompt, {0: tmp_path / "a.glb"}, tmp_path, sampling=sampling,
+            image=tmp_path / image, **settings,
+        )  # fmt: skip
+        [references] = generator.asked["references"]
+        assert [each.shape for each in references] == [(3, 8, 8)] * count
+        assert references[0][:, 4, 4].tolist() == [1.0, -1.0, -1.0]
+        assert generator.asked["guidance_interval"] == (0.2, 0.9)
+        assert {generator.asked[key] for key in ("steps", "solver", "guidance_rescale")} == {
+            3, "heun", 0.5
+        }  # fmt: skip
+        about = written.pop()
+        assert (about["prompt"], about["image"], about["solver"]) == (prompt, image, "heun")
+        assert len(about["image_sha256"]) == 64
 
 
 def test_a_picture_that_would_overwrite_a_texture_is_refused(tmp_path):

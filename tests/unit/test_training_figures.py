@@ -200,6 +200,22 @@ def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
         )
 
 
+def test_a_checkpoint_on_another_pretrained_backbone_is_refused(tmp_path):
+    def adapted_on(fingerprint):
+        system = make_adapted_system()
+        origin = {"source": "a model", "fingerprint": fingerprint}
+        system.denoiser.backbone.origin = origin
+        return system
+
+    trainer, path = make_trainer(tmp_path, 1), str(tmp_path / "a.ckpt")
+    trainer.fit(adapted_on("aa"), make_loader())
+    trainer.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["backbone"]["fingerprint"] == "aa"
+    make_trainer(tmp_path, 2).fit(adapted_on("aa"), make_loader(), ckpt_path=path)
+    with pytest.raises(UserError, match=r"a model holds other weights \(fingerprint bb\)"):
+        make_trainer(tmp_path, 2).fit(adapted_on("bb"), make_loader(), ckpt_path=path)
+
+
 def test_foreground_weighting_is_asked_for_and_needs_a_cache_that_tells(tmp_path):
     system = make_adapted_system(foreground_weight=4.0)
     with pytest.raises(UserError, match="says nothing of what is foreground"):
