@@ -1,7 +1,7 @@
 """Does adapting a pretrained 2D model to 2.5D latents pay, and by which parameters?
 
     python benchmarks/adaptation.py DATA.npz.xz OUT                       # a GPU, 7 minutes
-    python benchmarks/adaptation.py DATA.npz.xz OUT --size small --workers 1 --seconds 600
+    python benchmarks/adaptation.py DATA.npz.xz OUT --size small --workers 0 --seconds 1200
     python benchmarks/adaptation_report.py OUT --plot docs/media/adaptation.svg
 
 A model of FLUX.2's class is pretrained on single rgb views with captions: a stand-in for a 2D
@@ -24,7 +24,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,15 @@ def work(job: Job, until: float) -> None:
         report(options.out, {**job, "failed": f"{type(error).__name__}: {error}"[:500]})
 
 
-def run_round(pool: ProcessPoolExecutor, jobs: list[Job], workers: int, seconds: float) -> None:
+def make_pool(options: argparse.Namespace, folder: Path) -> Executor:
+    """Return what runs jobs: processes, or one thread of this process."""
+    if not options.workers:
+        return ThreadPoolExecutor(1)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(options.workers, context, set_up, (options, folder))
+
+
+def run_round(pool: Executor, jobs: list[Job], workers: int, seconds: float) -> None:
     """Run jobs side by side, so many at a time, each for the same time."""
     groups = [jobs[i : i + workers] for i in range(0, len(jobs), workers)]
     for group in groups:
@@ -160,8 +168,7 @@ def run(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.workers, context, set_up, (options, folder)) as pool:
+        with make_pool(options, folder) as pool:
             ready = [pool.submit(be_ready) for _ in range(options.workers)]  # while we pretrain
             set_up(options, folder)
             data: Data = _worker["data"]
@@ -182,11 +189,12 @@ def run(options: argparse.Namespace) -> None:
             timing = time_arms(timed, left("timing"), min(options.max_steps, 50))
             record({"round": "timing", "seconds_per_step": timing})
             del timed
-            run_round(pool, rate_jobs(), options.workers, left("rates"))
+            workers = max(options.workers, 1)
+            run_round(pool, rate_jobs(), workers, left("rates"))
             rates = {arm: best_rate(read_rows(options.out), arm) for arm in ARMS}
             record({"round": "chosen", "rates": rates})
-            run_round(pool, arm_jobs(rates, options.seeds), options.workers, left("arms"))
-            run_round(pool, rule_jobs(rates, options.seeds), options.workers, left("rules"))
+            run_round(pool, arm_jobs(rates, options.seeds), workers, left("arms"))
+            run_round(pool, rule_jobs(rates, options.seeds), workers, left("rules"))
     record({"round": "end"})
 
 
@@ -200,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=420.0, help="budget of all rounds")
     parser.add_argument("--max-steps", type=int, default=10**6, help="bound of every training")
     parser.add_argument("--seeds", type=int, default=2, help="of the arms and rules")
-    parser.add_argument("--workers", type=int, default=15, help="trainings side by side")
+    parser.add_argument("--workers", type=int, default=15, help="processes; 0: this one")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, for each training")
     parser.add_argument("--no-graphs", dest="graphs", action="store_false", help="no CUDA graphs")
     options = parser.parse_args(arguments)
