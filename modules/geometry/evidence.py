@@ -1,13 +1,25 @@
-"""What was observed, as low-resolution volumes that a 3D network reads. Axis order is x, y, z."""
+"""What was observed, as a learned residual reads it: at points, and as low-resolution volumes.
+
+All of it follows from the lifted points and the field's value: lengths in units of the truncation
+say where a point lies in the world, the same lengths in pixel spacings how finely it was seen.
+"""
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy.spatial import cKDTree
 
 from modules.geometry.classical_field import ClassicalField
 
-GEOMETRY_CHANNELS = 9
-"""Presence, mean offset (3), mean normal (3), free space, noise: nothing of it comes from rgb."""
+POINT_CHANNELS = 26
+"""Features of a point: see `Evidence.features`."""
+
+DOUBT_CHANNEL = 0
+"""Which of them is the doubt."""
+
+GEOMETRY_CHANNELS = 10
+"""Presence, mean offset (3), mean normal (3), free space, noise, spacing: nothing of it from rgb."""
 
 COLOUR_CHANNELS = 4
 """Presence and mean colour (3), around 0."""
@@ -15,40 +27,169 @@ COLOUR_CHANNELS = 4
 VOLUME_HALF_SIDE = 0.55
 """Volumes span [-VOLUME_HALF_SIDE, VOLUME_HALF_SIDE]^3: the unit cube and a margin."""
 
-NOISE_SCALE = 0.05
-"""World units of noise that are written as 1."""
+NEIGHBOURS = 16
+VIEWS = 4
+"""Of the views, those that look farthest past a point say most about it."""
+
+ROOM = 0.025
+"""World units below a seen surface within which nothing is doubted: a cell of the default grid and
+its diagonal, so that no grid value next to a seen surface is touched."""
 
 
-def evidence_volumes(
-    field: ClassicalField, side: int
-) -> tuple[Float[ndarray, "9 s s s"], Float[ndarray, "4 s s s"]]:
-    """Return the geometry volume and the colour volume of a field's observation.
+class Evidence:
+    """What an observation says about points and voxels.
 
     Args:
-        field: the classical field.
-        side: voxels along a side.
+        field: the classical field of the observation.
     """
-    observation = field.observation
-    size = 2.0 * VOLUME_HALF_SIDE / side
-    place = (observation.position + VOLUME_HALF_SIDE) / size
-    index = np.clip(place.astype(np.int64), 0, side - 1)
-    flat = np.ravel_multi_index(tuple(index.T), (side, side, side))
-    count = np.bincount(flat, minlength=side**3)
 
-    def mean(values: Float[ndarray, "n 3"]) -> Float[ndarray, "3 s3"]:
-        sums = [np.bincount(flat, column, minlength=side**3) for column in values.T]
-        return np.stack(sums) / np.maximum(count, 1)
+    def __init__(self, field: ClassicalField) -> None:
+        self.field = field
+        observation = field.observation
+        self._tree = cKDTree(observation.position)
+        self._point_of_pixel = np.full(observation.hit.shape, -1)
+        self._point_of_pixel[observation.hit] = np.arange(len(observation.position))
 
-    centre = (np.arange(side) + 0.5) * size - VOLUME_HALF_SIDE
-    centres = np.stack(np.meshgrid(centre, centre, centre, indexing="ij"), axis=-1).reshape(-1, 3)
-    # Points per voxel, in layers that cross it: the same at every resolution of the images.
-    presence = np.log1p(count * (observation.spacing / size) ** 2)[None]
-    free = field.free_space(centres)[None] / field.carve_band
-    noise = np.full((1, side**3), field.noise / NOISE_SCALE)
-    geometry = [presence, mean(place - index - 0.5), mean(observation.normal), free, noise]
-    colour = [presence, mean(2.0 * observation.colour - 1.0) * (count > 0)]
-    shape = (-1, side, side, side)
-    return (
-        np.concatenate(geometry).astype(np.float32).reshape(shape),
-        np.concatenate(colour).astype(np.float32).reshape(shape),
-    )
+    def doubt(
+        self, points: Float[ndarray, "p 3"]
+    ) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
+        """Return the doubt at world points, and that part of it which is want of sight; in [0, 1].
+
+        Doubt is how much a learned residual may say, as a share of the truncation: 0 where exact
+        views saw the surface nearest to the point, or through the point, up to 1 where none did or
+        where the views contradict each other. The nearest lifted point lies straight below a point
+        whose nearest surface was seen, and aside, by more than the pixels are apart, where that
+        surface ends for the views. So doubt does not grow with the distance from a seen surface,
+        which grids evaluate a cell away from it, many spacings of a fine image.
+        """
+        observation, truncation = self.field.observation, self.field.settings.truncation
+        distance, index = self._query(points, 1)
+        distance, plane = distance[:, 0], self._planes(points, index[:, 0])
+        aside = np.sqrt(np.maximum(distance**2 - plane**2, 0.0)) / observation.spacing
+        room = max(ROOM, 2.0 * observation.spacing)
+        below = (-plane - room) / room
+        unseen = np.clip(np.maximum(0.5 * aside - 0.75, below), 0.0, 1.0)
+        unseen[distance > truncation] = 1.0
+        unseen[self.field.free_space(points) >= 0.99 * self.field.carve_band] = 0.0
+        noisy = min(4.0 * self.field.noise / truncation, 1.0)
+        return unseen + (1.0 - unseen) * noisy, unseen
+
+    def features(
+        self, points: Float[ndarray, "p 3"], distance: Float[ndarray, " p"]
+    ) -> Float[ndarray, "p 26"]:
+        """Return what networks read of world points, in [-1, 1].
+
+        Doubt and want of sight; the field's distance, that to the nearest lifted point and the free
+        space; the distance to the planes of the four and of the sixteen nearest points, the spread
+        of the latter and how well their normals agree; the noise and the pixel spacing; and for
+        each of the four views that look farthest past the point how far, the distance to the plane
+        seen there and how squarely it was seen. Some of them also in spacings.
+
+        Args:
+            points: world positions.
+            distance: the field's value there.
+        """
+        observation, truncation = self.field.observation, self.field.settings.truncation
+        nearest, index = self._query(points, NEIGHBOURS)
+        nearest, plane = nearest[:, 0], self._planes(points[:, None], index)
+        spread = plane.std(axis=1)
+
+        def in_spacings(length: Float[ndarray, " p"]) -> Float[ndarray, " p"]:
+            return np.tanh(length / (4.0 * observation.spacing))
+
+        columns = [
+            *self.doubt(points),
+            distance / truncation,
+            in_spacings(distance),
+            nearest / truncation,
+            in_spacings(nearest),
+            self.field.free_space(points) / self.field.carve_band,
+            plane[:, :4].mean(axis=1) / truncation,
+            plane.mean(axis=1) / truncation,
+            spread / truncation,
+            in_spacings(spread),
+            np.linalg.norm(observation.normal[index].mean(axis=1), axis=1),
+            np.full(len(points), self.field.noise / truncation),
+            np.full(len(points), observation.spacing / truncation),
+            *self._views(points).T,
+        ]
+        return np.clip(np.stack(columns, axis=1), -1.0, 1.0)
+
+    def volumes(self, side: int) -> tuple[Float[ndarray, "g s s s"], Float[ndarray, "4 s s s"]]:
+        """Return the geometry volume and the colour volume. Axis order is x, y, z.
+
+        Args:
+            side: voxels along a side.
+        """
+        field, observation = self.field, self.field.observation
+        size = 2.0 * VOLUME_HALF_SIDE / side
+        place = (observation.position + VOLUME_HALF_SIDE) / size
+        index = np.clip(place.astype(np.int64), 0, side - 1)
+        flat = np.ravel_multi_index(tuple(index.T), (side, side, side))
+        count = np.bincount(flat, minlength=side**3)
+
+        def mean(values: Float[ndarray, "n 3"]) -> Float[ndarray, "3 s3"]:
+            sums = [np.bincount(flat, column, minlength=side**3) for column in values.T]
+            return np.stack(sums) / np.maximum(count, 1)
+
+        centre = (np.arange(side) + 0.5) * size - VOLUME_HALF_SIDE
+        centres = np.stack(np.meshgrid(centre, centre, centre, indexing="ij"), axis=-1)
+        # Points per voxel, in layers that cross it: the same at every resolution of the images.
+        presence = np.log1p(count * (observation.spacing / size) ** 2)[None]
+        free = field.free_space(centres.reshape(-1, 3))[None] / field.carve_band
+        truncation, everywhere = field.settings.truncation, np.ones((1, side**3))
+        noise, spacing = field.noise / truncation, observation.spacing / truncation
+        offset = mean(place - index - 0.5)
+        geometry = [presence, offset, mean(observation.normal), free]
+        geometry += [noise * everywhere, spacing * everywhere]
+        colour = [presence, mean(2.0 * observation.colour - 1.0) * (count > 0)]
+        shape = (-1, side, side, side)
+        return (
+            np.concatenate(geometry).astype(np.float32).reshape(shape),
+            np.concatenate(colour).astype(np.float32).reshape(shape),
+        )
+
+    def _query(
+        self, points: Float[ndarray, "p 3"], count: int
+    ) -> tuple[Float[ndarray, "p k"], Int[ndarray, "p k"]]:
+        """Return distances and indices of the nearest lifted points, `count` or all there are."""
+        ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
+        return self._tree.query(points, k=ranks, workers=torch.get_num_threads())
+
+    def _planes(
+        self, points: Float[ndarray, "*p 3"], index: Int[ndarray, "*q"]
+    ) -> Float[ndarray, "*q"]:
+        """Return how far points lie before the tangent planes of lifted points."""
+        observation = self.field.observation
+        offset = points - observation.position[index]
+        return (observation.normal[index] * offset).sum(axis=-1)
+
+    def _views(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, "p 12"]:
+        """Return what the four views that look farthest past each point say, in [-1, 1].
+
+        How far each looks past it, its distance to the plane seen at its pixel (both over the
+        truncation) and the cosine between that plane's normal and the view; 1, 1, 1 where a view
+        sees only background, -1, -1, 0 where it cannot tell.
+        """
+        observation, truncation = self.field.observation, self.field.settings.truncation
+        side = observation.hit.shape[-1]
+        count = max(len(observation.cameras), VIEWS)
+        said = np.tile([-1.0, -1.0, 0.0], (count, len(points), 1))
+        for view, camera in enumerate(observation.cameras):
+            pixels, own = camera.project(points, side)
+            column, row = np.floor(pixels).astype(np.int64).T
+            inside = np.flatnonzero(
+                (row >= 0) & (column >= 0) & (row < side) & (column < side) & (own > 0)
+            )
+            row, column = row[inside], column[inside]
+            depth = observation.depth[view][row, column]
+            found = self._point_of_pixel[view][row, column]
+            said[view, inside[np.isposinf(depth)]] = 1.0
+            hit = found >= 0
+            chosen, found = inside[hit], found[hit]
+            past = np.clip((depth[hit] - own[chosen]) / truncation, -1.0, 1.0)
+            plane = np.clip(self._planes(points[chosen], found) / truncation, -1.0, 1.0)
+            squarely = np.abs(observation.normal[found] @ camera.matrix[:3, 2])
+            said[view, chosen] = np.stack([past, plane, squarely], axis=1)
+        order = np.argsort(-said[..., 0], axis=0)[:VIEWS]
+        return np.take_along_axis(said, order[..., None], axis=0).transpose(1, 0, 2).reshape(-1, 12)
