@@ -139,7 +139,7 @@ def _moved(camera: Camera, right: float, up: float, roll_deg: float) -> Camera:
     cosine, sine = np.cos(np.radians(roll_deg)), np.sin(np.radians(roll_deg))
     step = np.eye(4)
     step[:2, :2], step[:2, 3] = [[cosine, -sine], [sine, cosine]], (right, up)
-    return replace(camera, camera_to_world=camera.matrix @ step)
+    return replace(camera, camera_to_world=(camera.matrix @ step).tolist())
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Float[ndarray, "v h w"]:

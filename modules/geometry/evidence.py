@@ -6,20 +6,20 @@ say where a point lies in the world, the same lengths in pixel spacings how fine
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
 from modules.geometry.classical_field import ClassicalField
 
-POINT_CHANNELS = 26
+POINT_CHANNELS = 27
 """Features of a point: see `Evidence.features`."""
 
 DOUBT_CHANNEL = 0
 """Which of them is the doubt."""
 
-GEOMETRY_CHANNELS = 10
-"""Presence, mean offset (3), mean normal (3), free space, noise, spacing: nothing of it from rgb."""
+GEOMETRY_CHANNELS = 11
+"""Presence, mean offset (3), mean normal (3), free space, noise, roughness, spacing; never rgb."""
 
 COLOUR_CHANNELS = 4
 """Presence and mean colour (3), around 0."""
@@ -35,6 +35,13 @@ ROOM = 0.025
 """World units below a seen surface within which nothing is doubted: a cell of the default grid and
 its diagonal, so that no grid value next to a seen surface is touched."""
 
+FINEST_SPACING = 1.1 / 128
+"""World units between pixels: finer images are measured in these, as those that one trains on."""
+
+EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.06, 0.26
+"""In spacings: of exact images (.051 at most on the development assets, where noise of .005 world
+units gives .09 and more) and of those about which everything may be doubted."""
+
 
 class Evidence:
     """What an observation says about points and voxels.
@@ -46,9 +53,12 @@ class Evidence:
     def __init__(self, field: ClassicalField) -> None:
         self.field = field
         observation = field.observation
+        self._spacing = max(observation.spacing, FINEST_SPACING)
         self._tree = cKDTree(observation.position)
         self._point_of_pixel = np.full(observation.hit.shape, -1)
         self._point_of_pixel[observation.hit] = np.arange(len(observation.position))
+        self.roughness = self._roughness()
+        """How far lifted points lie from the planes of their neighbours, in spacings."""
 
     def doubt(
         self, points: Float[ndarray, "p 3"]
@@ -62,26 +72,27 @@ class Evidence:
         surface ends for the views. So doubt does not grow with the distance from a seen surface,
         which grids evaluate a cell away from it, many spacings of a fine image.
         """
-        observation, truncation = self.field.observation, self.field.settings.truncation
-        distance, index = self._query(points, 1)
-        distance, plane = distance[:, 0], self._planes(points, index[:, 0])
-        aside = np.sqrt(np.maximum(distance**2 - plane**2, 0.0)) / observation.spacing
-        room = max(ROOM, 2.0 * observation.spacing)
+        distance, plane, _ = (each[:, 0] for each in self._nearest(points, 1))
+        far = np.isinf(distance)
+        distance, plane = np.where(far, 0.0, distance), np.where(far, 0.0, plane)
+        aside = np.sqrt(np.maximum(distance**2 - plane**2, 0.0)) / self._spacing
+        room = max(ROOM, 2.0 * self._spacing)
         below = (-plane - room) / room
         unseen = np.clip(np.maximum(0.5 * aside - 0.75, below), 0.0, 1.0)
-        unseen[distance > truncation] = 1.0
+        unseen[far] = 1.0
         unseen[self.field.free_space(points) >= 0.99 * self.field.carve_band] = 0.0
-        noisy = min(4.0 * self.field.noise / truncation, 1.0)
+        noisy = (self.roughness - EXACT_ROUGHNESS) / (FULL_ROUGHNESS - EXACT_ROUGHNESS)
+        noisy = min(max(noisy, 0.0), 1.0)
         return unseen + (1.0 - unseen) * noisy, unseen
 
     def features(
         self, points: Float[ndarray, "p 3"], distance: Float[ndarray, " p"]
-    ) -> Float[ndarray, "p 26"]:
+    ) -> Float[ndarray, "p 27"]:
         """Return what networks read of world points, in [-1, 1].
 
         Doubt and want of sight; the field's distance, that to the nearest lifted point and the free
         space; the distance to the planes of the four and of the sixteen nearest points, the spread
-        of the latter and how well their normals agree; the noise and the pixel spacing; and for
+        of the latter and how well their normals agree; the noise, the roughness and the pixel spacing; and for
         each of the four views that look farthest past the point how far, the distance to the plane
         seen there and how squarely it was seen. Some of them also in spacings.
 
@@ -89,13 +100,14 @@ class Evidence:
             points: world positions.
             distance: the field's value there.
         """
-        observation, truncation = self.field.observation, self.field.settings.truncation
-        nearest, index = self._query(points, NEIGHBOURS)
-        nearest, plane = nearest[:, 0], self._planes(points[:, None], index)
-        spread = plane.std(axis=1)
+        truncation = self.field.settings.truncation
+        near, plane, normal = self._nearest(points, NEIGHBOURS)
+        nearest, found = np.minimum(near[:, 0], truncation), np.isfinite(near)
+        plane = np.where(found, plane, distance[:, None])
+        spread, number = plane.std(axis=1), np.maximum(found.sum(axis=1), 1)
 
         def in_spacings(length: Float[ndarray, " p"]) -> Float[ndarray, " p"]:
-            return np.tanh(length / (4.0 * observation.spacing))
+            return np.tanh(length / (4.0 * self._spacing))
 
         columns = [
             *self.doubt(points),
@@ -108,9 +120,10 @@ class Evidence:
             plane.mean(axis=1) / truncation,
             spread / truncation,
             in_spacings(spread),
-            np.linalg.norm(observation.normal[index].mean(axis=1), axis=1),
+            np.linalg.norm(normal.sum(axis=1), axis=1) / number,
             np.full(len(points), self.field.noise / truncation),
-            np.full(len(points), observation.spacing / truncation),
+            np.full(len(points), self.roughness),
+            np.full(len(points), self._spacing / truncation),
             *self._views(points).T,
         ]
         return np.clip(np.stack(columns, axis=1), -1.0, 1.0)
@@ -138,10 +151,9 @@ class Evidence:
         presence = np.log1p(count * (observation.spacing / size) ** 2)[None]
         free = field.free_space(centres.reshape(-1, 3))[None] / field.carve_band
         truncation, everywhere = field.settings.truncation, np.ones((1, side**3))
-        noise, spacing = field.noise / truncation, observation.spacing / truncation
-        offset = mean(place - index - 0.5)
-        geometry = [presence, offset, mean(observation.normal), free]
-        geometry += [noise * everywhere, spacing * everywhere]
+        geometry = [presence, mean(place - index - 0.5), mean(observation.normal), free]
+        for each in (field.noise / truncation, self.roughness, self._spacing / truncation):
+            geometry.append(each * everywhere)
         colour = [presence, mean(2.0 * observation.colour - 1.0) * (count > 0)]
         shape = (-1, side, side, side)
         return (
@@ -149,20 +161,42 @@ class Evidence:
             np.concatenate(colour).astype(np.float32).reshape(shape),
         )
 
-    def _query(
-        self, points: Float[ndarray, "p 3"], count: int
-    ) -> tuple[Float[ndarray, "p k"], Int[ndarray, "p k"]]:
-        """Return distances and indices of the nearest lifted points, `count` or all there are."""
-        ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
-        return self._tree.query(points, k=ranks, workers=torch.get_num_threads())
+    def _roughness(self) -> float:
+        """Return how far lifted points lie before or behind their neighbours: median, in spacings.
 
-    def _planes(
-        self, points: Float[ndarray, "*p 3"], index: Int[ndarray, "*q"]
-    ) -> Float[ndarray, "*q"]:
-        """Return how far points lie before the tangent planes of lifted points."""
+        Along the mean of both normals, along which a chord of a circle does not rise: so curvature
+        does not count, and steps between views and noise do.
+        """
         observation = self.field.observation
-        offset = points - observation.position[index]
-        return (observation.normal[index] * offset).sum(axis=-1)
+        chosen = np.arange(0, len(observation.position), max(len(observation.position) // 4096, 1))
+        position, normal = observation.position[chosen], observation.normal[chosen]
+        ranks = list(range(2, min(9, len(observation.position)) + 1))
+        distance, index = self._tree.query(position, k=ranks)
+        if not ranks:
+            return 0.0
+        both = 0.5 * (normal[:, None] + observation.normal[index])
+        rise = np.abs((both * (position[:, None] - observation.position[index])).sum(axis=-1))
+        alike = (normal[:, None] * observation.normal[index]).sum(axis=-1) > 0.8
+        alike &= distance < 2.0 * observation.spacing
+        return float(np.median(rise[alike])) / observation.spacing if alike.any() else 0.0
+
+    def _nearest(
+        self, points: Float[ndarray, "p 3"], count: int
+    ) -> tuple[Float[ndarray, "p k"], Float[ndarray, "p k"], Float[ndarray, "p k 3"]]:
+        """Return, for the nearest lifted points within the truncation: how far they are, how far
+        the point lies before their planes, and their normals; infinity and 0 where there are fewer.
+        """
+        ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
+        reach = self.field.settings.truncation
+        threads = torch.get_num_threads()
+        distance, index = self._tree.query(
+            points, k=ranks, distance_upper_bound=reach, workers=threads
+        )
+        found = np.isfinite(distance)
+        index = np.where(found, index, 0)
+        normal = np.where(found[..., None], self.field.observation.normal[index], 0.0)
+        offset = points[:, None] - self.field.observation.position[index]
+        return distance, (normal * offset).sum(axis=-1), normal
 
     def _views(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, "p 12"]:
         """Return what the four views that look farthest past each point say, in [-1, 1].
@@ -188,7 +222,9 @@ class Evidence:
             hit = found >= 0
             chosen, found = inside[hit], found[hit]
             past = np.clip((depth[hit] - own[chosen]) / truncation, -1.0, 1.0)
-            plane = np.clip(self._planes(points[chosen], found) / truncation, -1.0, 1.0)
+            offset = points[chosen] - observation.position[found]
+            plane = (observation.normal[found] * offset).sum(axis=1)
+            plane = np.clip(plane / truncation, -1.0, 1.0)
             squarely = np.abs(observation.normal[found] @ camera.matrix[:3, 2])
             said[view, chosen] = np.stack([past, plane, squarely], axis=1)
         order = np.argsort(-said[..., 0], axis=0)[:VIEWS]

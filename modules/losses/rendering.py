@@ -7,6 +7,9 @@ from torch import Tensor
 from data_pipeline.contract import Camera
 from modules.geometry.rasterizer import Rasterizer
 
+LARGEST_GRADIENT = 0.05
+"""Of a loss by a vertex: what a pixel sees of a face almost edge-on moves without bound."""
+
 
 def rendering_losses(
     rasterizer: Rasterizer,
@@ -35,6 +38,9 @@ def rendering_losses(
         cameras: one per view.
         reach: world units.
     """
+    if vertices.requires_grad:
+        vertices = vertices.clone()
+        vertices.register_hook(_bounded)
     seen = rasterizer.rasterize(vertices, faces, cameras, hit.shape[-1])
     attributes = torch.cat([vertices, vertex_normals(vertices, faces), colours], dim=1)
     drawn = rasterizer.interpolate(attributes, faces, seen)
@@ -66,6 +72,11 @@ def vertex_normals(
     for corner in range(3):
         sums = sums.index_add(0, faces[:, corner], normals)
     return torch.nn.functional.normalize(sums, dim=1, eps=1e-12)
+
+
+def _bounded(gradient: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    gradient = gradient.nan_to_num(nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
+    return gradient.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
 
 
 def _mean(values: Float[Tensor, " p"], chosen: Bool[Tensor, " p"]) -> Float[Tensor, ""]:

@@ -52,7 +52,7 @@ class Refiner(nn.Module):
 
     def encode(
         self,
-        geometry: Float[Tensor, "b 10 s s s"],
+        geometry: Float[Tensor, "b 11 s s s"],
         colour: Float[Tensor, "b 4 s s s"],
     ) -> FeatureVolumes:
         """Return feature volumes from evidence volumes (see `Evidence.volumes`)."""
@@ -64,7 +64,7 @@ class Refiner(nn.Module):
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
-        evidence: Float[Tensor, "b n 26"],
+        evidence: Float[Tensor, "b n 27"],
     ) -> Float[Tensor, "b n"]:
         """Return what to add to the classical distance, world units; 0 where there is no doubt."""
         features = torch.cat([_read(volumes.geometry, points), evidence], dim=-1)
@@ -75,7 +75,7 @@ class Refiner(nn.Module):
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
-        evidence: Float[Tensor, "b n 26"],
+        evidence: Float[Tensor, "b n 27"],
         base: Float[Tensor, "b n 3"],
         normals: Float[Tensor, "b n 3"],
     ) -> Float[Tensor, "b n 3"]:
