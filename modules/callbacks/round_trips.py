@@ -50,7 +50,10 @@ class RoundTrips(lightning.Callback):
         self, sample: dict[str, Any], autoencoder: Any, name: str, device: torch.device
     ) -> None:
         uid = sample["uid"]
-        if any(path.name.startswith(f"{uid}.{name}_half") for path in made_images_of(uid, [self.folder])):
+        if any(
+            path.name.startswith(f"{uid}.{name}_half")
+            for path in made_images_of(uid, [self.folder])
+        ):
             return
         cameras = cameras_from_arrays(
             *(sample[key].numpy() for key in ("camera_to_world", "ortho_scale", "fov_deg"))

@@ -189,10 +189,13 @@ class RefinerDecoderSystem(lightning.LightningModule):
         vertices = surface.interpolate(points)
         features, base = surface.interpolate(known).detach().split([at_index.shape[1] - 3, 3], 1)
         normals = vertex_normals(vertices, surface.faces).detach()
-        colours = base + self.refiner.colour_residual(
-            volumes,
-            *(each[None] for each in (vertices.detach(), features, base, normals)),
-        )[0]
+        colours = (
+            base
+            + self.refiner.colour_residual(
+                volumes,
+                *(each[None] for each in (vertices.detach(), features, base, normals)),
+            )[0]
+        )
         return rendering_losses(
             self._get_rasterizer(),
             vertices,

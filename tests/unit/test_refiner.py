@@ -239,7 +239,9 @@ def test_misaligned_views_stand_beside_their_images():
     )  # fmt: skip
     _, mask, cameras = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(0))
     np.testing.assert_array_equal(mask, hit)
-    moved = np.stack([a.matrix[:3, 3] - b.matrix[:3, 3] for a, b in zip(cameras, ORTHO6, strict=True)])
+    moved = np.stack(
+        [a.matrix[:3, 3] - b.matrix[:3, 3] for a, b in zip(cameras, ORTHO6, strict=True)]
+    )
     along = np.stack([camera.matrix[:3, 2] for camera in ORTHO6])
     np.testing.assert_allclose((moved * along).sum(axis=1), 0.0, atol=1e-12)
     assert 0.5 < np.linalg.norm(moved, axis=1).mean() / (1.1 / 64) < 6.0

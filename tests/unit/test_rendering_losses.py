@@ -103,7 +103,7 @@ def test_faces_almost_edge_on_give_no_gradient_without_bound():
         EmbreeRasterizer(), wall, faces, torch.zeros(3, 3), torch.from_numpy(images),
         torch.from_numpy(hit), ORTHO6, 0.05,
     )  # fmt: skip
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     assert wall.grad is not None
     assert wall.grad.isfinite().all()
     assert wall.grad.abs().max() <= 0.05 + 1e-6
