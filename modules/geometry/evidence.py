@@ -92,9 +92,9 @@ class Evidence:
 
         Doubt and want of sight; the field's distance, that to the nearest lifted point and the free
         space; the distance to the planes of the four and of the sixteen nearest points, the spread
-        of the latter and how well their normals agree; the noise, the roughness and the pixel spacing; and for
-        each of the four views that look farthest past the point how far, the distance to the plane
-        seen there and how squarely it was seen. Some of them also in spacings.
+        of the latter and how well their normals agree; the noise, the roughness and the spacing of
+        pixels; and of each of the four views that look farthest past the point how far it does, the
+        distance to the plane seen there and how squarely it was seen. Some of them also in spacings.
 
         Args:
             points: world positions.
@@ -183,8 +183,9 @@ class Evidence:
     def _nearest(
         self, points: Float[ndarray, "p 3"], count: int
     ) -> tuple[Float[ndarray, "p k"], Float[ndarray, "p k"], Float[ndarray, "p k 3"]]:
-        """Return, for the nearest lifted points within the truncation: how far they are, how far
-        the point lies before their planes, and their normals; infinity and 0 where there are fewer.
+        """Return how far the nearest lifted points are, the distances to their planes, their normals.
+
+        Within the truncation; infinity, 0 and 0 where there are fewer.
         """
         ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
         reach = self.field.settings.truncation

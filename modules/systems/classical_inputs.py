@@ -120,7 +120,7 @@ class ClassicalInputs:
         return lift(images, cameras, hit)  # the views that are left show nothing
 
     def _grid(self, field: ClassicalField, evidence: Evidence) -> dict[str, Tensor]:
-        """Return the field on a grid, and what the network reads where its surface may come to lie."""
+        """Return the field on a grid, and what the network reads near its surface."""
         axis = np.linspace(-GRID_HALF_SIDE, GRID_HALF_SIDE, self.rendering_cells + 1)
         points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
         values = field.sample(points).distance
