@@ -8,6 +8,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.contract import UserError
+
 
 class WeightAverage(lightning.Callback):
     """Averages the trained parameters after every optimizer step.
@@ -17,7 +19,8 @@ class WeightAverage(lightning.Callback):
     export. Checkpoints hold both, and a resumed run goes on exactly.
 
     Averages are float32 whatever the parameters are: bfloat16 rounds the small steps of a slow
-    average away. Parameters that a strategy shards over processes are averaged shard by shard.
+    average away. Parameters that are sharded over processes as DTensors (FSDP2) are averaged shard
+    by shard; DDP and ZeRO 1 and 2 leave them whole. ZeRO 3 empties them between uses: refused.
 
     Args:
         decay: weight of the old average once warmed up, in [0, 1).
@@ -30,6 +33,20 @@ class WeightAverage(lightning.Callback):
         self.num_updates = 0
         self.average: dict[str, Tensor] = {}
         self._trained: dict[str, Tensor] = {}  # while the module holds the averages
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Refuse parameters that ZeRO 3 partitions, whose `ds_tensor` DeepSpeed keeps to itself.
+
+        Raises:
+            UserError: there is one.
+        """
+        if any(hasattr(parameter, "ds_tensor") for parameter in pl_module.parameters()):
+            raise UserError(
+                "an average of weights does not work under ZeRO stage 3, which empties them: train "
+                "with trainer=deepspeed (stage 2), or without an average (~callbacks.ema)"
+            )
 
     @torch.no_grad()
     def on_train_batch_end(

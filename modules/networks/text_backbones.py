@@ -4,7 +4,6 @@ Padding is part of the embedding: FLUX.2, FLUX.1 and SD3 attend to it, so captio
 constant length. Longer ones are cut, which is told and counted.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 
 from modules.networks.adapters import DTYPES
 from modules.networks.pretrained_parts import load_part
-
-log = logging.getLogger(__name__)
+from modules.networks.text_cuts import tell_cuts
 
 CLIP_LENGTH = 77
 ADVICE = (
@@ -106,12 +104,7 @@ class PretrainedText(nn.Module, ABC):
         """Count the texts that do not fit into `length`, and warn of those not seen before."""
         ids = self.tokenizers[folder](texts, padding=False, truncation=False).input_ids
         longer = {text for text, row in zip(texts, ids, strict=True) if len(row) > self.length}
-        if new := longer - self.cut:
-            self.cut |= new
-            log.warning(
-                "%d captions are longer than %d tokens and are cut (%d so far), such as: %.60s",
-                len(new), self.length, len(self.cut), sorted(new)[0],
-            )  # fmt: skip
+        tell_cuts(longer, self.cut, f"{self.length} tokens")
 
 
 class Qwen3Text(PretrainedText):

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from data_pipeline.contract import UserError
+from modules.networks.text_cuts import tell_cuts
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL_WORDS = ("<pad>", "<unk>")
@@ -103,6 +104,7 @@ class TextEncoder(nn.Module):
         }
         self.length = length
         self.vocabulary: Vocabulary | None = None
+        self.cut: set[str] = set()  # captions of more words
         self.word_embedding = nn.Embedding(max_words, width)
         self.position_embedding = nn.Parameter(torch.zeros(length, width))
         layer = nn.TransformerEncoderLayer(
@@ -115,8 +117,13 @@ class TextEncoder(nn.Module):
         return self.layers(self.word_embedding(words) + self.position_embedding)
 
     def embed(self, texts: list[str]) -> tuple[Float[Tensor, "b k e"], None]:
-        """Return the embeddings of captions in the words of `vocabulary`; none of the whole."""
+        """Return the embeddings of captions in the words of `vocabulary`; none of the whole.
+
+        Words beyond `length` are cut off: that is told once of each caption, and counted in `cut`.
+        """
         assert self.vocabulary is not None
+        longer = {text for text in texts if len(split_words(text)) > self.length}
+        tell_cuts(longer, self.cut, f"{self.length} words")
         words = self.vocabulary.encode(texts, self.length)
         return self(words.to(self.position_embedding.device)), None
 

@@ -167,13 +167,16 @@ class TextTo25D:
         """
         rows: list[Tensor | None] = [None] * batch_size if geometry is None else list(geometry)
         given = [row for row in rows if row is not None]
-        side = given[0].shape[-1] if given else 0
+        side = self.resolution_px if given else 0
         shape = (len(MODALITIES), self.codec.spec.num_views, 3, side, side)
         if len(rows) != batch_size:
             raise UserError(f"{batch_size} prompts need as many geometries, not {len(rows)}")
         for row in given:
             if row.shape != shape:
-                raise UserError(f"geometry of shape {tuple(row.shape)} must be {shape}")
+                raise UserError(
+                    f"geometry of shape {tuple(row.shape)} must be {shape}: render it with the "
+                    "layout and resolution that this model was trained on"
+                )
         held = torch.zeros(batch_size, len(MODALITIES), dtype=torch.bool, device=self.device)
         for i, row in enumerate(rows):
             held[i, GEOMETRY] = row is not None

@@ -39,11 +39,15 @@ class Batch:
         size: samples per GPU.
         grid: packed latent cells along the side of one view.
         text_tokens: of pretrained text embeddings; a text encoder that is trained has its own.
+        references: reference images of every sample.
+        vision_tokens: of each of these, where the denoiser takes any.
     """
 
     size: int
     grid: int
     text_tokens: int
+    references: int = 0
+    vision_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,8 @@ class Plan:
         largest_block_bytes: of the weights that ZeRO-3 gathers at a time.
         image_tokens: of one sample.
         text_tokens: of one sample.
+        reference_tokens: of one sample.
+        vision_tokens: of one sample.
         step: of a batch without recomputation.
         activation_bytes: peak of a batch, with gradient checkpointing where it is switched on.
         optimizer_states: numbers that the optimizer keeps per trained parameter.
@@ -88,6 +94,8 @@ class Plan:
     largest_block_bytes: int
     image_tokens: int
     text_tokens: int
+    reference_tokens: int
+    vision_tokens: int
     step: StepCost
     activation_bytes: int
     optimizer_states: int
@@ -130,66 +138,47 @@ def plan_from_config(config: DictConfig) -> None:
     named = None if OmegaConf.is_missing(config, "conditioner") else config.conditioner
     without_encoder = named is None or named._target_ != TRAINED_TEXT_ENCODER
     trainer, devices = config.trainer, config.trainer.get("devices", 1)
-    print_plan(
-        instantiate(config.denoiser, _convert_="object"),
-        None if without_encoder else instantiate(named, _convert_="object"),
+    build_denoiser = instantiate(config.denoiser, _convert_="object")
+    build_text_encoder = None if without_encoder else instantiate(named, _convert_="object")
+    batch = _planned_batch(config)
+    with torch.device("meta"):
+        denoiser = build_denoiser()
+        text_encoder = None if build_text_encoder is None else build_text_encoder()
+    plan = plan_denoiser(
+        denoiser,
+        text_encoder,
         instantiate(config.system.optimizer, _convert_="object"),
-        batch_size=config.data.batch_size,
-        grid=config.plan_grid,
-        latents=None if OmegaConf.is_missing(config, "latents") else Path(config.latents),
-        text_tokens=config.plan_text_tokens,
-        precision=str(trainer.get("precision", "32-true")),
-        num_gpus=(devices if isinstance(devices, int) else 8) * trainer.get("num_nodes", 1),
+        batch,
+        bf16=str(trainer.get("precision", "32-true")).startswith("bf16"),
         averaged="ema" in config.callbacks,
     )
+    num_gpus = (devices if isinstance(devices, int) else 8) * trainer.get("num_nodes", 1)
+    print("\n".join(plan_lines(plan, batch, num_gpus)))
 
 
-def print_plan(
-    build_denoiser: Callable[[], JointDenoiser],
-    build_text_encoder: Callable[[], TextEncoder] | None,
-    build_optimizer: OptimizerBuilder,
-    *,
-    batch_size: int,
-    grid: int | None,
-    latents: Path | None,
-    text_tokens: int,
-    precision: str,
-    num_gpus: int,
-    averaged: bool,
-) -> None:
-    """Print what a training step needs.
-
-    Args:
-        build_denoiser: builds it; on the meta device here.
-        build_text_encoder: builds what is trained with it; None: text comes as embeddings.
-        build_optimizer: makes the optimizer of given parameters.
-        batch_size: samples per GPU.
-        grid: packed latent cells along the side of one view, where there are no latents yet.
-        latents: folder of cached latents, if there is one.
-        text_tokens: of text embeddings.
-        precision: of the trainer, in Lightning's words.
-        num_gpus: over which ZeRO shards.
-        averaged: whether an average of the trained weights is kept.
+def _planned_batch(config: DictConfig) -> Batch:
+    """Return what one GPU trains on; sizes of latents come from their cache, if there is one.
 
     Raises:
         UserError: the grid is not known.
     """
-    if latents is not None:
-        grid = LatentSpec.from_json(read_cache(latents).get("latent_spec"), str(latents)).grid
+    grid, vision_tokens = config.plan_grid, config.plan_vision_tokens
+    if not OmegaConf.is_missing(config, "latents"):
+        cache = read_cache(Path(config.latents))
+        grid = LatentSpec.from_json(cache.get("latent_spec"), str(config.latents)).grid
+        vision_tokens = cache.get("vision", {}).get("num_tokens", vision_tokens)
     if grid is None:
         raise UserError(
             "plan=true must know the size of the latents: give plan_grid=CELLS (of one view's "
             "side, after packing), or latents=FOLDER"
         )
-    batch = Batch(size=batch_size, grid=grid, text_tokens=text_tokens)
-    with torch.device("meta"):
-        denoiser = build_denoiser()
-        text_encoder = None if build_text_encoder is None else build_text_encoder()
-    bf16 = precision.startswith("bf16")
-    plan = plan_denoiser(
-        denoiser, text_encoder, build_optimizer, batch, bf16=bf16, averaged=averaged
+    return Batch(
+        size=config.data.batch_size,
+        grid=grid,
+        text_tokens=config.plan_text_tokens,
+        references=config.system.num_references if config.system.image_share > 0.0 else 0,
+        vision_tokens=vision_tokens,
     )
-    print("\n".join(plan_lines(plan, batch, num_gpus)))
 
 
 def plan_denoiser(
@@ -233,6 +222,8 @@ def plan_denoiser(
         largest_block_bytes=_largest_block(networks),
         image_tokens=len(MODALITIES) * num_views * batch.grid**2,
         text_tokens=text_tokens,
+        reference_tokens=batch.references * batch.grid**2,
+        vision_tokens=0 if denoiser.vision is None else batch.references * batch.vision_tokens,
         step=dry_run(step, [computed]),
         activation_bytes=activations,
         optimizer_states=_states_per_parameter(build_optimizer),
@@ -247,16 +238,21 @@ def _step(networks: nn.ModuleList, batch: Batch, num_views: int, text_tokens: in
     shape = (batch.size, len(MODALITIES), num_views, denoiser.channels, batch.grid, batch.grid)
     latents, noise = torch.empty(shape), torch.empty(shape)
     timesteps = torch.empty(shape[:2])
-    pooled = {}
+    options = {}
+    if batch.references:
+        options["references"] = torch.empty(batch.size, batch.references, *shape[3:])
+        if denoiser.vision is not None:
+            tokens = batch.references * batch.vision_tokens
+            options["vision"] = torch.empty(batch.size, tokens, denoiser.vision.in_features)
     if len(networks) > 1:
         text = networks[1](torch.empty(batch.size, text_tokens, dtype=torch.long))
     else:
         backbone = denoiser.backbone
         text = torch.empty(batch.size, text_tokens, backbone.text_width)
         if backbone.pooled_width is not None:
-            pooled["pooled"] = torch.empty(batch.size, backbone.pooled_width)
+            options["pooled"] = torch.empty(batch.size, backbone.pooled_width)
     t = timesteps[:, :, None, None, None, None]
-    prediction = denoiser((1.0 - t) * latents + t * noise, timesteps, text, **pooled)
+    prediction = denoiser((1.0 - t) * latents + t * noise, timesteps, text, **options)
     return (prediction.float() - (noise - latents)).square().flatten(2).mean(dim=2).sum()
 
 
@@ -299,11 +295,16 @@ def plan_lines(plan: Plan, batch: Batch, num_gpus: int) -> list[str]:
         parts = (*astuple(held), held.total)
         rows.append((str(stage), *(f"{part / GIB:.2f}" for part in parts)))
     share = plan.trainable / plan.parameters
+    others = f"{plan.text_tokens:,} of text"
+    if batch.references:
+        others += f", {plan.reference_tokens:,} of {batch.references} references"
+    if plan.vision_tokens:
+        others += f", {plan.vision_tokens:,} of their vision encoder"
     return [
         f"parameters   {_count(plan.parameters)} total, {_count(plan.trainable)} trainable "
         f"({share:.1%})",
         f"tokens       {plan.image_tokens:,} per sample: {images} images of {batch.grid} x "
-        f"{batch.grid}; {plan.text_tokens:,} of text",
+        f"{batch.grid}; {others}",
         f"FLOPs/step   {step.total / 1e12:.4g} TFLOP for a batch of {batch.size} on each GPU: "
         f"forward {step.forward / 1e12:.4g}, gradients of inputs and trained weights "
         f"{step.backward / 1e12:.4g}; {step.attention / step.total:.0%} of it is attention",

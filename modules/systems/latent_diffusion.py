@@ -8,7 +8,6 @@ from typing import Any
 import lightning
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,6 +32,7 @@ from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.networks.weights_fingerprint import check_fingerprint
+from modules.systems.diffusion_checks import check_latents, check_text, check_vision
 from modules.systems.own_references import OwnReferences, SeenViews
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
@@ -137,54 +137,9 @@ class LatentDiffusionSystem(lightning.LightningModule):
     def on_fit_start(self) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
-        views = self.denoiser.num_views
-        if self.denoiser.channels != self.spec.channels or views != self.spec.num_views:
-            raise UserError(
-                f"{self.latents} holds {self.spec.num_views} views of {self.spec.channels} "
-                f"channels, the denoiser takes {views} of {self.denoiser.channels}: set "
-                "denoiser.num_views and denoiser.in_channels, or encode with another packing"
-            )
-        if isinstance(self.text_encoder, TextEncoder):
-            num_words = self.text_encoder.config["max_words"]
-            if len(self.vocabulary) > num_words:
-                raise UserError(
-                    f"{self.latents} has {len(self.vocabulary)} words, the text encoder "
-                    f"{num_words}: raise conditioner.max_words"
-                )
-            self.text_encoder.vocabulary = self.vocabulary
-        if self.denoiser.backbone.origin and not self.spec.is_carried:
-            rank_zero_warn(
-                f"{self.latents} is normalised by its own statistics, but the backbone was trained "
-                "on latents normalised by the autoencoder's: encode with statistics=autoencoder"
-            )
-        self._check_vision()
-        text, pooled = self.text_encoder.embed([""])
-        backbone, width = self.denoiser.backbone, None if pooled is None else pooled.shape[1]
-        if (text.shape[2], width) != (backbone.text_width, backbone.pooled_width):
-            raise UserError(
-                f"the conditioner embeds text with {text.shape[2]} numbers a token and {width} of "
-                f"the whole, the denoiser takes {backbone.text_width} and {backbone.pooled_width}: "
-                "choose the conditioner of that backbone (conf/conditioner)"
-            )
-
-    def _check_vision(self) -> None:
-        if self.denoiser.vision is None:
-            return
-        if self.references.share == 0.0:
-            raise UserError(
-                "vision tokens are of reference images, and training shows none: set "
-                "system.image_share=0.9, or denoiser.vision_width=null"
-            )
-        if self.vision is None:
-            raise UserError(
-                f"{self.latents} holds no vision tokens: encode with vision=siglip (or dinov2, "
-                "clip), or set denoiser.vision_width=null"
-            )
-        if self.vision["width"] != (width := self.denoiser.vision.in_features):
-            raise UserError(
-                f"{self.latents} holds vision tokens of {self.vision['width']} numbers, the "
-                f"denoiser takes {width}: set denoiser.vision_width={self.vision['width']}"
-            )
+        check_latents(self.denoiser, self.spec, self.latents)
+        check_vision(self.denoiser, self.vision, self.references.share, self.latents)
+        check_text(self.denoiser, self.text_encoder, self.vocabulary, self.latents)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
@@ -195,12 +150,15 @@ class LatentDiffusionSystem(lightning.LightningModule):
         checkpoint["latent_spec"] = json.dumps(self.spec.to_json())
         checkpoint["vocabulary"] = self.vocabulary.words
         checkpoint["backbone"] = self.denoiser.backbone.origin
+        checkpoint["vision"] = None if self.denoiser.vision is None else self.vision
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
         spec = LatentSpec.from_json(json.loads(checkpoint["latent_spec"]), "the checkpoint")
-        if spec != self.spec or checkpoint["vocabulary"] != self.vocabulary.words:
+        vision = checkpoint.get("vision")
+        other_vision = vision is not None and vision != self.vision
+        if spec != self.spec or checkpoint["vocabulary"] != self.vocabulary.words or other_vision:
             raise UserError(
                 f"{self.latents} is another latent cache than the checkpoint's: start a new run "
                 "(another paths.run_dir), or name the old cache"

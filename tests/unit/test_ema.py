@@ -1,10 +1,13 @@
 from unittest.mock import Mock
 
+import gloo_average
 import lightning
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
+from data_pipeline.contract import UserError
 from modules.callbacks.ema import WeightAverage, averaged_weights
 
 
@@ -122,3 +125,31 @@ def test_the_average_of_bfloat16_weights_moves_by_less_than_their_precision(tmp_
     assert torch.equal(callback.average["weight"], exact)
     callback.load_state_dict({"num_updates": 1, "average": {"weight": torch.ones(1).bfloat16()}})
     assert callback.average["weight"].dtype == torch.float32
+
+
+def test_shards_are_averaged_in_each_process_as_the_whole_would_be_in_one(tmp_path):
+    network = gloo_average.Network()
+    alone = gloo_average.train(network)
+    start_processes(gloo_average.main, (str(tmp_path),), nprocs=2, start_method="spawn")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["shards"]["first.weight"] == (3, 3)  # of 5 x 3
+    assert second["shards"]["first.weight"] == (2, 3)
+    weights = dict(network.named_parameters())
+    assert (
+        alone.average.keys()
+        == first["average"].keys()
+        == {"first.weight", "second.weight", "second.bias"}
+    )
+    for name, average in alone.average.items():
+        assert (average - weights[name]).abs().max() > 1e-3
+        for found in (first, second):
+            torch.testing.assert_close(found["average"][name], average)
+            assert torch.equal(found["held"][name], found["average"][name])
+            assert torch.equal(found["after"][name], found["before"][name])
+
+
+def test_weights_that_zero_3_empties_are_refused_at_the_start(tmp_path):
+    system = Line()
+    system.weight.ds_tensor = torch.zeros(1)  # as deepspeed.zero.Init leaves them
+    with pytest.raises(UserError, match=r"does not work under ZeRO stage 3.*~callbacks\.ema"):
+        fit(system, WeightAverage(), tmp_path, 1)

@@ -118,6 +118,7 @@ BILLION = 10**9
 KNOWN = Plan(
     parameters=10 * BILLION, trainable=BILLION, frozen_bytes=18 * BILLION,
     trainable_bytes=4 * BILLION, largest_block_bytes=BILLION, image_tokens=1, text_tokens=1,
+    reference_tokens=0, vision_tokens=0,
     step=StepCost(forward=1, backward=2, attention=1, peak_bytes=1), activation_bytes=5 * BILLION,
     optimizer_states=2, averaged=True, bf16=True,
 )  # fmt: skip
@@ -166,6 +167,39 @@ def test_the_size_of_latents_comes_from_their_cache(tmp_path, capsys):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     plan("experiment=tiny/latent_diffusion", f"latents={tmp_path}")
     assert "72 per sample: 18 images of 2 x 2; 16 of text" in capsys.readouterr().out
+
+
+def test_references_and_their_vision_tokens_are_counted(capsys):
+    klein = ["experiment=flux2_klein/latent_diffusion", *few_layers("flux2_klein/latent_diffusion")]
+    seeing = ["system.image_share=0.9", "system.num_references=2", "denoiser.vision_width=1024"]
+    plan(*klein, *seeing)
+    told = capsys.readouterr().out
+    assert "512 of text, 2,048 of 2 references, 512 of their vision encoder" in told
+    plan(*klein, "denoiser.vision_width=1024")
+    assert "512 of text\n" in capsys.readouterr().out  # none without references
+
+
+def test_reference_and_vision_tokens_cost_what_the_formula_says():
+    denoiser = build_short_klein()
+    seeing = build(
+        "flux2_klein/latent_diffusion", *few_layers("flux2_klein/latent_diffusion"),
+        "denoiser.vision_width=1024",
+    )  # fmt: skip
+    plain = make_plan(denoiser, Batch(size=1, grid=32, text_tokens=512))
+    longer = make_plan(denoiser, Batch(size=1, grid=32, text_tokens=512 + 2 * 256))
+    batch = Batch(size=1, grid=32, text_tokens=512, references=2, vision_tokens=256)
+    plan = make_plan(seeing, batch)
+    assert (plan.reference_tokens, plan.vision_tokens) == (2048, 512)
+    width, layers = 24 * 128, 3
+    added = 2 * 1024, 512, 18 * 1024 + 512  # references, vision tokens, all others
+    squares = (sum(added)) ** 2 - added[2] ** 2
+    assert plan.step.attention - plain.step.attention == 3 * layers * 4 * squares * width
+    # What vision tokens cost beside attention is what as many of text do, and their own layer.
+    no_references = dataclasses.replace(batch, vision_tokens=0)
+    only_vision = plan.step.forward - make_plan(seeing, no_references).step.forward
+    text = longer.step.forward - plain.step.forward
+    attention = 4 * 512 * width * layers * 2 * 2048  # as they also meet references, both ways
+    assert only_vision == text + attention + 2 * 512 * 1024 * 7680
 
 
 def test_what_cannot_be_planned_is_said():

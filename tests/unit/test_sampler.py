@@ -270,6 +270,8 @@ def test_every_combination_of_conditions_may_stand_beside_any_other_in_a_batch()
         pipeline(["a", "b"], [0, 1], geometry=[geometry])
     with pytest.raises(UserError, match=r"geometry of shape \(2, 2, 3, 4, 4\) must be"):
         pipeline(["a"], [0], geometry=[geometry[:2]])
+    with pytest.raises(UserError, match=r"must be \(3, 2, 3, 4, 4\): render it with the layout"):
+        pipeline(["a"], [0], geometry=[torch.zeros(3, VIEWS, 3, 8, 8)])
 
 
 def test_held_modalities_are_at_timestep_zero_in_every_step():

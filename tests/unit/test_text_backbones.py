@@ -87,7 +87,7 @@ def test_longer_captions_are_cut_with_a_warning_and_a_count(tmp_path, caplog):
         text.embed(["mug", long])
         text.embed([long, "chair"])
         text.embed([long + "b"])
-    ours = [r for r in caplog.records if r.name == "modules.networks.text_backbones"]
+    ours = [r for r in caplog.records if r.name == "modules.networks.text_cuts"]
     messages = [record.getMessage() for record in ours]
     assert [message[:58] for message in messages] == [
         "1 captions are longer than 40 tokens and are cut (1 so far",

@@ -28,6 +28,21 @@ def test_captions_are_padded_cut_and_unknown_words_marked():
     assert rows[2].tolist() == [2] * 4
 
 
+def test_longer_captions_are_cut_with_a_warning_and_a_count(caplog):
+    encoder = TextEncoder(max_words=8, length=3, width=8, num_heads=2)
+    encoder.vocabulary = Vocabulary.from_captions(["a red chair"])
+    fits, longer = "a red, chair!", "a red chair with four legs"
+    embedded, _ = encoder.embed([fits, longer])
+    assert torch.equal(embedded[0], embedded[1])
+    encoder.embed([longer])
+    encoder.embed([longer + " more", fits])
+    assert [record.getMessage()[:57] for record in caplog.records] == [
+        "1 captions are longer than 3 words and are cut (1 so far)",
+        "1 captions are longer than 3 words and are cut (2 so far)",
+    ]
+    assert encoder.cut == {longer, longer + " more"}
+
+
 def test_words_without_a_caption_are_named():
     vocabulary = Vocabulary.from_captions(CAPTIONS)
     assert vocabulary.unknown_words("A blue Zeppelin with stripes, ñandú") == ["zeppelin", "ñandú"]
