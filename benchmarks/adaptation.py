@@ -1,7 +1,7 @@
 """Does adapting a pretrained 2D model to 2.5D latents pay, and by which parameters?
 
     python benchmarks/adaptation.py DATA.npz.xz OUT                       # a GPU, 7 minutes
-    python benchmarks/adaptation.py DATA.npz.xz OUT --size small --workers 0 --seconds 1200
+    python benchmarks/adaptation.py DATA.npz.xz OUT --size small --workers 0 --seconds 3600
     python benchmarks/adaptation_report.py OUT --plot docs/media/adaptation.svg
 
 A model of FLUX.2's class is pretrained on single rgb views with captions: a stand-in for a 2D

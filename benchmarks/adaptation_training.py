@@ -170,11 +170,12 @@ class ArmTraining:
         self.job, self.data, device = job, data, data.rgb.device
         self.text, self.batch_size = embed_captions(folder, data), BATCHES[size]
         self.mix = MIXES[job["mix"]].at(data.rgb[0, :, 0].numel())
-        self.denoiser = build_arm(job["arm"], size, folder, job["seed"], job["rule"]).to(device)
+        denoiser = build_arm(job["arm"], size, folder, job["seed"], job["rule"])
+        self.denoiser = denoiser.to(device).train()
         trained = [p for p in self.denoiser.parameters() if p.requires_grad]
         self.trainer = Trainer(trained, job["lr"])
         _, noise, times, text = self._draw()
-        self.graphs = graphs and graphed(self.denoiser.train(), (noise, times, text))
+        self.graphs = graphs and graphed(self.denoiser, (noise, times, text))
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return clean latents, noise, noise levels and text: a function of seed and step."""
