@@ -1,7 +1,7 @@
 """Does adapting a pretrained 2D model to 2.5D latents pay, and by which parameters?
 
     python benchmarks/adaptation.py DATA.npz.xz OUT                       # a GPU, 7 minutes
-    python benchmarks/adaptation.py DATA.npz.xz OUT --size small --workers 0 --seconds 1200
+    python benchmarks/adaptation.py DATA.npz.xz OUT --size small --workers 0 --seconds 3600
     python benchmarks/adaptation_report.py OUT --plot docs/media/adaptation.svg
 
 A model of FLUX.2's class is pretrained on single rgb views with captions: a stand-in for a 2D
@@ -18,6 +18,7 @@ reached. Every evaluation is a line of OUT/rows.jsonl as soon as it is made.
 """
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
@@ -70,10 +71,10 @@ def best_rate(rows: Sequence[dict[str, Any]], arm: str) -> float:
     """Return the learning rate of the lowest loss at the last step that all rates reached."""
     curves: dict[float, dict[int, float]] = {rate: {} for rate in LEARNING_RATES[arm]}
     for row in rows:
-        if row["round"] == "rates" and row.get("arm") == arm and "loss" in row:
+        if row["round"] == "rates" and row.get("arm") == arm and row.get("step"):
             curves[row["lr"]][row["step"]] = mean_loss(row)
     tried = {rate: curve for rate, curve in curves.items() if curve}
-    if not tried:
+    if len(tried) < len(curves):  # too little time: the middle one
         return LEARNING_RATES[arm][1]
     last = max(set.intersection(*(set(curve) for curve in tried.values())))
     return min(tried, key=lambda rate: tried[rate][last])
@@ -124,6 +125,13 @@ def start(job: Job) -> ArmTraining:
     return ArmTraining(job, _worker["data"], options.size, _worker["folder"], options.graphs)
 
 
+def free_memory() -> None:
+    """Give back what dead models hold: graphs and their modules refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def work(job: Job, until: float) -> None:
     """Run a job in a worker process; a failure is a line of the results too."""
     options = _worker["options"]
@@ -131,6 +139,8 @@ def work(job: Job, until: float) -> None:
         adapt(start(job), until, options.max_steps, lambda row: report(options.out, row))
     except Exception as error:  # the other jobs go on
         report(options.out, {**job, "failed": f"{type(error).__name__}: {error}"[:500]})
+    finally:
+        free_memory()
 
 
 def make_pool(options: argparse.Namespace, folder: Path) -> Executor:
@@ -189,6 +199,7 @@ def run(options: argparse.Namespace) -> None:
             timing = time_arms(timed, left("timing"), min(options.max_steps, 50))
             record({"round": "timing", "seconds_per_step": timing})
             del timed
+            free_memory()
             workers = max(options.workers, 1)
             run_round(pool, rate_jobs(), workers, left("rates"))
             rates = {arm: best_rate(read_rows(options.out), arm) for arm in ARMS}

@@ -46,8 +46,8 @@ ARMS: dict[str, MixtureOfLoRA | None] = {
     "from scratch": None,
 }
 LEARNING_RATES = {
-    **dict.fromkeys(list(ARMS)[:3], (1e-3, 3e-3, 1e-2)),
-    **dict.fromkeys(list(ARMS)[3:], (3e-4, 1e-3, 3e-3)),
+    **dict.fromkeys(ARMS, (1e-3, 3e-3, 1e-2)),
+    "full fine-tuning": (3e-4, 1e-3, 3e-3),
 }
 MIXES = {
     "mixed": TimestepMix(mean=1.0, mean_tokens=96),

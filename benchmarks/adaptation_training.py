@@ -1,4 +1,4 @@
-"""The plain training loop of benchmarks/adaptation.py: draws, steps, averages, evaluations."""
+"""The trainings of benchmarks/adaptation.py: of the stand-in, and of the arms."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,78 +20,17 @@ from adaptation_arms import (
     embed_captions,
     save_stand_in,
 )
-from torch import Tensor, nn
+from adaptation_steps import Trainer, generator, graphed
+from torch import Tensor
 
 from data_pipeline.contract import MODALITIES
 from modules.losses.flow import add_noise, mean_over_noisy, mean_square, velocity_target
 from modules.networks.denoiser import JointDenoiser
 
-WARMUP_STEPS = 30
-LARGEST_DECAY = 0.99
 NUM_LEVELS = 5
 PRETRAINING_RATE = 1e-3
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class Trainer:
-    """AdamW with a short rise of the learning rate, clipped gradients, and averaged weights.
-
-    Args:
-        parameters: to train.
-        lr: learning rate after the rise.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
-        self.parameters, self.lr, self.step = parameters, lr, 0
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
-        self.average = [p.detach().clone() for p in parameters]
-
-    def update(self, loss: Tensor, factor: float = 1.0) -> None:
-        """Make one step; `factor` scales the learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor * min(1.0, (self.step + 1) / WARMUP_STEPS)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        decay = min(LARGEST_DECAY, self.step / (9 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange weights and averages."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            kept = parameter.clone()
-            parameter.copy_(average)
-            average.copy_(kept)
-
-
-def graphed(module: nn.Module, batch: tuple[Tensor, ...]) -> bool:
-    """Let a module replay its passes as CUDA graphs: small models else wait for the CPU.
-
-    Returns:
-        Whether it does: never on the CPU, and not where capturing fails.
-    """
-    if batch[0].device.type != "cuda":
-        return False
-    stock = module.forward
-    try:
-        torch.cuda.make_graphed_callables(module, batch)
-    except RuntimeError as error:
-        print(f"no CUDA graph: {error}", flush=True)
-        module.forward = stock
-        return False
-    return True
-
-
-def generator(device: torch.device, *entropy: int) -> torch.Generator:
-    """Return the generator of one step, the same for all arms."""
-    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator(device).manual_seed(state)
 
 
 def keep_captions(which: Tensor, null: int, drawn: dict[str, Any]) -> Tensor:
@@ -231,11 +170,12 @@ class ArmTraining:
         self.job, self.data, device = job, data, data.rgb.device
         self.text, self.batch_size = embed_captions(folder, data), BATCHES[size]
         self.mix = MIXES[job["mix"]].at(data.rgb[0, :, 0].numel())
-        self.denoiser = build_arm(job["arm"], size, folder, job["seed"], job["rule"]).to(device)
+        denoiser = build_arm(job["arm"], size, folder, job["seed"], job["rule"])
+        self.denoiser = denoiser.to(device).train()
         trained = [p for p in self.denoiser.parameters() if p.requires_grad]
         self.trainer = Trainer(trained, job["lr"])
         _, noise, times, text = self._draw()
-        self.graphs = graphs and graphed(self.denoiser.train(), (noise, times, text))
+        self.graphs = graphs and graphed(self.denoiser, (noise, times, text))
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return clean latents, noise, noise levels and text: a function of seed and step."""
@@ -275,6 +215,8 @@ def adapt(training: ArmTraining, until: float, max_steps: int, report: Report) -
     """
     seconds, trainer = 0.0, training.trainer
     base = {**training.job, "graphs": training.graphs, "trained": count_trained(training.denoiser)}
+    if time.time() > until:
+        return
     for goal in evaluation_steps():
         start = time.monotonic()
         while trainer.step < min(goal, max_steps) and time.time() < until:
@@ -304,6 +246,6 @@ def time_arms(
                 torch.cuda.synchronize()
             if turn >= 2:
                 figures[arm].append(time.perf_counter() - start)
-        if time.time() > until:
+        if time.time() > until and turn >= 2:
             break
     return {arm: float(np.median(values)) for arm, values in figures.items() if values}

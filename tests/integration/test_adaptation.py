@@ -13,7 +13,6 @@ from sphere_shards import sphere_members
 import encode
 from data_pipeline.command_line import compose
 from data_pipeline.shards.writer import ShardWriter
-from modules.networks.adapters import MixtureOfLoRA
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -164,19 +163,25 @@ def test_the_whole_benchmark_and_its_report(packed, tmp_path, monkeypatch, capsy
     main = importlib.import_module("adaptation").main
     out = tmp_path / "out"
     monkeypatch.setitem(arms.SIZES, "small", {**arms.SIZES["small"], **SMALLEST})
-    tiny = MixtureOfLoRA(shared_rank=3, modality_rank=0, targets=arms.IMAGE_LAYERS)
-    monkeypatch.setitem(arms.ARMS, "shared LoRA", tiny)
+    monkeypatch.setitem(arms.BATCHES, "small", 2)
     training = importlib.import_module("adaptation_training")
     monkeypatch.setattr(training, "NUM_LEVELS", 1)  # most of the time goes into evaluations
-    words = ["--size", "small", "--workers", "0", "--max-steps", "2", "--seeds", "2"]
+    for arm in arms.ARMS:
+        monkeypatch.setitem(arms.LEARNING_RATES, arm, (1e-3,))
+    words = ["--size", "small", "--workers", "0", "--max-steps", "2", "--seeds", "1"]
     main([str(packed), str(out), "--device", "cpu", "--seconds", "600", *words])
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "failed" in row]
     evaluated = [row for row in rows if "loss" in row]
-    assert len(evaluated) == 2 * (15 + 2 * 5 + 2 * 6)  # at the first step and at the last
+    assert len(evaluated) == 2 * (5 + 5 + 6)  # at the first step and at the last
     assert {row["step"] for row in evaluated} == {0, 2}
-    at_start = [row["loss"] for row in evaluated if row["step"] == 0]
-    assert len({json.dumps(loss) for loss in at_start}) > 1
+    at_start = {
+        row["arm"]: json.dumps(row["loss"])
+        for row in evaluated
+        if row["round"] == "arms" and row["step"] == 0
+    }
+    assert len({at_start[arm] for arm in (*LORAS, "full fine-tuning")}) == 1
+    assert at_start["from scratch"] != at_start["full fine-tuning"]
     assert len([row for row in rows if row["round"] == "pretraining"]) == 2
     assert rows[-1] == {"round": "end"}
     with (out / "rows.jsonl").open("a") as file:
@@ -190,6 +195,35 @@ def test_the_whole_benchmark_and_its_report(packed, tmp_path, monkeypatch, capsy
     assert (tmp_path / "media/plot.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):  # results of two runs do not mix
         main([str(packed), str(out), "--device", "cpu"])
+
+
+def make_row(arm, seed, step, rgb, normal=1.0, coord=1.0):
+    losses = {"joint": {"rgb": rgb, "normal": normal, "coord": coord}}
+    return {
+        "round": "arms", "arm": arm, "lr": 3e-3, "seed": seed, "trained": 1234, "step": step,
+        "loss": losses,
+    }  # fmt: skip
+
+
+def test_arms_are_compared_where_all_of_them_came():
+    report = importlib.import_module("adaptation_report")
+    first, second = "mixture of LoRA", "from scratch"
+    rows = [make_row(first, seed, 0, 4.0) for seed in (1, 2)]
+    rows += [make_row(first, 1, 100, 1.0), make_row(first, 2, 100, 1.6)]
+    rows += [make_row(first, 1, 200, 2.2), make_row(first, 2, 200, 2.2)]
+    rows += [make_row(first, 1, 300, 0.1)]  # the other seed was cut off
+    rows += [make_row(second, 1, step, rgb) for step, rgb in ((0, 4.0), (100, 2.5), (200, 1.9))]
+    table = report.arms_table(rows, {first: 0.02, second: 0.01})
+    head, _, mixture, scratch = ([c.strip() for c in row.split("|")] for row in table.split("\n"))
+    mixture, scratch = (dict(zip(head, row, strict=True)) for row in (mixture, scratch))
+    assert mixture["ms a step"] == "20.0"
+    assert mixture["trained"] == "1,234"
+    assert mixture["loss, step 100"] == "1.1000 ± 0.1000"
+    assert mixture["step 200"] == "1.4000 ± 0.0000"
+    assert mixture["rgb, step 200"] == "2.2000"
+    assert mixture["lowest"] == "1.1000 ± 0.1000 at 100"
+    assert mixture["2 s"] == "1.1000"  # 100 of its steps, 200 of the other's
+    assert scratch["2 s"] == scratch["step 200"].split()[0] == "1.3000"
 
 
 def test_the_best_rate_is_compared_at_a_step_that_all_rates_reached():
