@@ -1,5 +1,6 @@
 """What the refiner-decoder reads of a sample, and where its images come from."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from data_pipeline.loading.samples import SampleDataset, collate
 from modules.callbacks.round_trips import RoundTrips
 from modules.geometry.corruption import Corruption
 from modules.geometry.made_images import load_made_images, made_images_of, save_made_images
+from modules.networks.refiner import Refiner
 from modules.systems.classical_inputs import ClassicalInputs
+from modules.systems.refiner_decoder import RefinerDecoderSystem
 
 NO_NOISE = Corruption(clean_share=1.0, drop_share=0.0)
 RESOLUTION = 32
@@ -133,3 +136,39 @@ def test_round_trips_are_made_once_and_are_what_the_autoencoder_gives(
     written = files[0].stat().st_mtime_ns
     callback.write(samples, torch.device("cpu"))
     assert files[0].stat().st_mtime_ns == written
+
+
+def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alone(shards: Path):
+    torch.manual_seed(0)
+    network = partial(Refiner, width=4, hidden=16, side=8)
+    optimizer = partial(torch.optim.Adam, lr=3e-3)
+    weights = {"depth": 1.0, "mask": 1.0, "normal": 0.1, "colour": 0.1}
+    system = RefinerDecoderSystem(network, optimizer, rendering_weights=weights)
+    system.configure_model()
+    for head in (system.refiner.distance_head, system.refiner.colour_head):
+        torch.nn.init.normal_(head[-1].weight, std=1e-3)
+    torch.nn.init.constant_(system.refiner.distance_head[-1].bias, 0.8)  # 0.04 world units
+    noise = Corruption(clean_share=0.0, coord_noise=(0.01, 0.01), drop_share=0.0)
+    sample = dataset(shards, corruption=noise, rendering_every=1, rendering_cells=24)[0, 0]
+    batch = collate([sample])
+    optimizers = system.configure_optimizers()
+
+    def error() -> float:
+        volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+        points = batch["surface_position"]
+        residual = system.refiner.distance_residual(volumes, points, batch["surface_features"])
+        return float(residual.abs().mean())
+
+    planted = error()
+    for _ in range(30):
+        volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+        figures = system.rendering_figures(batch, volumes)
+        assert set(figures) == {f"rendered_{name}" for name in weights}
+        optimizers.zero_grad()
+        torch.stack([figures[f"rendered_{n}"] * w for n, w in weights.items()]).sum().backward()
+        for name, parameter in system.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+        optimizers.step()
+    assert planted > 0.01
+    assert error() < 0.5 * planted
