@@ -82,7 +82,7 @@ class Evidence:
         unseen[far] = 1.0
         unseen[self.field.free_space(points) >= 0.99 * self.field.carve_band] = 0.0
         noisy = (self.roughness - EXACT_ROUGHNESS) / (FULL_ROUGHNESS - EXACT_ROUGHNESS)
-        noisy = min(max(noisy, 0.0), 1.0)
+        noisy = min(max(noisy, 4.0 * self.field.noise / self.field.settings.truncation, 0.0), 1.0)
         return unseen + (1.0 - unseen) * noisy, unseen
 
     def features(
