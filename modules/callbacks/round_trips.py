@@ -10,7 +10,7 @@ import torch
 
 from modules.geometry.cameras import cameras_from_arrays
 from modules.geometry.corruption import subsample
-from modules.geometry.made_images import made_images_of, save_made_images
+from modules.geometry.made_images import save_made_images
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.codec import decode_packed, encode_packed
 
@@ -32,38 +32,43 @@ class RoundTrips(lightning.Callback):
     ) -> None:
         self.autoencoders, self.folder, self.count = list(autoencoders), Path(folder), count
 
-    @torch.no_grad()
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
-        if trainer.is_global_zero and self.autoencoders and stage == "fit":
-            self.folder.mkdir(parents=True, exist_ok=True)
-            device, data = trainer.strategy.root_device, trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            for number, source in enumerate(self.autoencoders):
-                autoencoder: Any = load_autoencoder(source)
-                autoencoder.to(device)
-                for i in range(min(len(data.dataset), self.count or len(data.dataset))):
-                    self._write(data.dataset.load(i), autoencoder, f"round_trip{number}", device)
+        if trainer.is_global_zero and stage == "fit":
+            data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            self.write(data.dataset, trainer.strategy.root_device)
         trainer.strategy.barrier("round trips")
+
+    @torch.no_grad()
+    def write(self, dataset: Any, device: torch.device) -> None:
+        """Write what is missing.
+
+        Args:
+            dataset: `load(i)` gives its samples (SampleDataset).
+            device: that encodes and decodes.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, source in enumerate(self.autoencoders):
+            autoencoder: Any = load_autoencoder(source)
+            autoencoder.to(device)
+            for i in range(min(len(dataset), self.count or len(dataset))):
+                sample = dataset.load(i)
+                name = f"{sample['uid']}.round_trip{number}"
+                if not (self.folder / f"{name}.npz").is_file():
+                    self._write(sample, autoencoder, name, device)
 
     def _write(
         self, sample: dict[str, Any], autoencoder: Any, name: str, device: torch.device
     ) -> None:
-        uid = sample["uid"]
-        if any(
-            path.name.startswith(f"{uid}.{name}_half")
-            for path in made_images_of(uid, [self.folder])
-        ):
-            return
         cameras = cameras_from_arrays(
             *(sample[key].numpy() for key in ("camera_to_world", "ortho_scale", "fov_deg"))
         )
         full = sample["images"].numpy(), sample["hit"].numpy(), cameras
         sizes = {"": full}
         if all(camera.projection == "orthographic" for camera in cameras):
-            sizes["_half"] = subsample(*full, (0, 0))
+            sizes = {"_half": subsample(*full, (0, 0)), "": full}
         for suffix, (images, _, seen_by) in sizes.items():
             exact = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-            latents = encode_packed(autoencoder, exact, 1)
-            decoded = decode_packed(autoencoder, latents, 1).cpu().numpy()
-            save_made_images(self.folder / f"{uid}.{name}{suffix}.npz", decoded, seen_by)
+            decoded = decode_packed(autoencoder, encode_packed(autoencoder, exact, 1), 1)
+            save_made_images(self.folder / f"{name}{suffix}.npz", decoded.cpu().numpy(), seen_by)

@@ -82,7 +82,7 @@ class Evidence:
         unseen[far] = 1.0
         unseen[self.field.free_space(points) >= 0.99 * self.field.carve_band] = 0.0
         noisy = (self.roughness - EXACT_ROUGHNESS) / (FULL_ROUGHNESS - EXACT_ROUGHNESS)
-        noisy = min(max(noisy, 0.0), 1.0)
+        noisy = min(max(noisy, 4.0 * self.field.noise / self.field.settings.truncation, 0.0), 1.0)
         return unseen + (1.0 - unseen) * noisy, unseen
 
     def features(
@@ -94,7 +94,7 @@ class Evidence:
         space; the distance to the planes of the four and of the sixteen nearest points, the spread
         of the latter and how well their normals agree; the noise, the roughness and the spacing of
         pixels; and of each of the four views that look farthest past the point how far it does, the
-        distance to the plane seen there and how squarely it was seen. Some of them also in spacings.
+        distance to the plane seen there and how squarely it was seen.
 
         Args:
             points: world positions.
@@ -183,9 +183,9 @@ class Evidence:
     def _nearest(
         self, points: Float[ndarray, "p 3"], count: int
     ) -> tuple[Float[ndarray, "p k"], Float[ndarray, "p k"], Float[ndarray, "p k 3"]]:
-        """Return how far the nearest lifted points are, the distances to their planes, their normals.
+        """Return distances to the nearest lifted points and to their planes, and their normals.
 
-        Within the truncation; infinity, 0 and 0 where there are fewer.
+        Of points within the truncation; infinity, 0 and 0 where there are fewer.
         """
         ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
         reach = self.field.settings.truncation

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from skimage.measure import marching_cubes
 from torch import Tensor
+
+from modules.geometry.well_composed import join_diagonals
 
 LEAST_SHARE = 0.01
 """Values are taken to be at least this share of a cell away from 0: no vertex lies on a corner."""
@@ -46,11 +49,14 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     least = LEAST_SHARE * step
     values = torch.where(border, values.clamp_min(0.5 * step), values)
     values = torch.where(values < 0, values.clamp_max(-least), values.clamp_min(least))
-    fixed = values.detach().float().cpu().numpy()
+    # Else marching cubes puts some vertices inside of cells, where no two values decide.
+    fixed = join_diagonals(values.detach().cpu().numpy(), least)
+    joined = torch.from_numpy(fixed).to(values.device)
+    values = torch.where((joined < 0) & (values > 0), joined, values)
     empty = torch.zeros(0, dtype=torch.int64, device=values.device)
     if fixed.min() >= 0.0:
         return GridSurface(empty.view(0, 2), values.flatten()[:0], empty.view(0, 3))
-    places, faces, _, _ = marching_cubes(fixed, 0.0, allow_degenerate=False)
+    places, faces, _, _ = marching_cubes(fixed.astype(np.float32), 0.0, allow_degenerate=False)
     places = torch.from_numpy(places.copy()).to(values.device)
     low = places.floor().long()
     high = low + (places > low).long()  # one coordinate lies between two grid points

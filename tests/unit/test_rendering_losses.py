@@ -47,6 +47,25 @@ def test_values_without_a_zero_set_give_no_faces():
     assert surface.interpolate(torch.zeros(9**3, 3)).shape == (0, 3)
 
 
+def test_every_vertex_of_a_foam_lies_between_two_neighbouring_grid_points():
+    """Noise holds every ambiguous cell that marching cubes knows."""
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 20, 20))) * STEP
+    surface = grid_surface(values.requires_grad_(), STEP)
+    points = torch.cartesian_prod(*[torch.arange(20.0, dtype=torch.float64)] * 3)
+    ends = points[surface.ends]
+    torch.testing.assert_close(
+        (ends[:, 1] - ends[:, 0]).abs().sum(dim=1),
+        torch.ones(len(ends)).double(),
+        atol=0.0,
+        rtol=0.0,
+    )
+    share = surface.share.detach()
+    assert len(share) > 1000
+    assert 0.0 < share.min() <= share.max() < 1.0
+    (gradient,) = torch.autograd.grad(surface.interpolate(points).sum(), values)
+    assert gradient.isfinite().all()
+
+
 def losses_of(radius: torch.Tensor, shade: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the losses of a sphere in one grey against images of one of radius 0.4."""
     images, hit = observe(sphere(0.4), 96)
