@@ -60,14 +60,11 @@ class FieldSample:
         distance: signed distance, positive outside, cut off at the truncation; world units.
         nearest: distance to the nearest lifted point (infinite beyond the truncation).
         free: how far the point lies in free space, cut off at the carving band; world units.
-        doubt: 0 where exact views saw the surface next to the point, up to 1 where none did or
-            where the views contradict each other: how much a learned residual may say.
     """
 
     distance: Float[ndarray, " p"]
     nearest: Float[ndarray, " p"]
     free: Float[ndarray, " p"]
-    doubt: Float[ndarray, " p"]
     thickened: Float[ndarray, " p"]
 
 
@@ -123,13 +120,10 @@ class ClassicalField:
             margin = trust * (settings.margin * spacing + sheet)
             value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
             thickened[near] = sheet
-        unseen = np.clip((nearest / self.observation.spacing - 1.0) / 2.0, 0.0, 1.0)
-        noisy = min(4.0 * self.noise / self.observation.spacing, 1.0)
         return FieldSample(
             distance=np.clip(value, -truncation, truncation),
             nearest=nearest,
             free=free,
-            doubt=1.0 - (1.0 - unseen) * (1.0 - noisy),
             thickened=thickened,
         )
 
@@ -145,41 +139,6 @@ class ClassicalField:
         kept = self.settings.kept_thickness * self.observation.spacing / 2.0
         moved_out = self.sample(vertices).thickened
         return vertices - np.maximum(moved_out - kept, 0.0)[:, None] * normals
-
-    def features(
-        self, points: Float[ndarray, "p 3"], sample: FieldSample
-    ) -> Float[ndarray, "p 13"]:
-        """Return what networks read of the field at some points, in [-1, 1].
-
-        Distance, nearest, free and doubt of the sample; how far each of the four views that look
-        farthest past the point does so; the distance to the planes of the four and of the sixteen
-        nearest points, the spread of the latter and how well their normals agree; and the noise.
-
-        Args:
-            points: world positions.
-            sample: the field there.
-        """
-        truncation = self.settings.truncation
-        own = [
-            sample.distance / truncation,
-            np.minimum(sample.nearest / truncation, 1.0),
-            sample.free / self.carve_band,
-            sample.doubt,
-        ]
-        views = np.full((max(len(self.observation.cameras), 4), len(points)), -1.0)
-        for view in range(len(self.observation.cameras)):
-            seen_past, inside = self._seen_past(points, view, truncation)
-            views[view, inside] = seen_past / truncation
-        farthest = np.sort(views, axis=0)[::-1][:4]
-        ranks = list(range(1, min(16, len(self._points.position)) + 1))
-        _, index = _query(self._tree, points, k=ranks)
-        normal = self._points.normal[index]
-        plane = np.einsum("pkc,pkc->pk", normal, points[:, None] - self._points.position[index])
-        plane /= truncation
-        agreement = np.linalg.norm(normal.mean(axis=1), axis=1)
-        planes = [plane[:, :4].mean(axis=1), plane.mean(axis=1), plane.std(axis=1), agreement]
-        noise = np.full(len(points), self.noise / truncation)
-        return np.clip(np.stack([*own, *farthest, *planes, noise], axis=1), -1.0, 1.0)
 
     def colour(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None

@@ -87,13 +87,6 @@ def test_noise_is_zero_for_exact_images_and_grows_with_contradiction():
     assert 0.0 < levels[0] < levels[1] < 0.2
 
 
-def test_doubt_is_zero_where_exact_views_saw_the_surface_and_one_far_away():
-    field = field_of(sphere())
-    doubt = field.sample(np.concatenate([0.4 * directions(200), np.zeros((1, 3))])).doubt
-    assert np.percentile(doubt[:-1], 90) == 0.0
-    assert doubt[-1] == 1.0
-
-
 def test_colours_come_from_the_side_that_a_normal_names():
     box = trimesh.creation.box(extents=(0.8, 0.02, 0.8))
     front = box.face_normals[:, 1] < -0.5

@@ -89,16 +89,18 @@ def test_a_residual_speaks_where_nothing_was_seen_and_where_views_are_noisy(
     assert np.abs(on_noisy - noisy.sample(queries()).distance).mean() > 1e-4
 
 
-def test_roughness_tells_noisy_images_from_exact_ones():
-    for resolution_px in (48, 96):
-        images, hit = observe(bowl(), resolution_px)
-        levels = [Evidence(ClassicalField(lift(images, ORTHO6, hit))).roughness]
-        for level in (0.005, 0.015, 0.04):
-            settings = Corruption(clean_share=0, coord_noise=(level, level), drop_share=0)
-            rng = np.random.default_rng(0)
-            spoilt, mask, cameras = corrupt(images, hit, ORTHO6, settings, rng)
-            levels.append(Evidence(ClassicalField(lift(spoilt, cameras, mask))).roughness)
-        assert levels[0] < EXACT_ROUGHNESS < 0.08 < levels[1] < levels[2] < levels[3]
+@pytest.mark.parametrize("resolution_px", [48, 96])
+def test_doubt_tells_noisy_images_from_exact_ones(resolution_px: int):
+    images, hit = observe(bowl(), resolution_px)
+    surface = lift(images, ORTHO6, hit).position
+    exact = Evidence(ClassicalField(lift(images, ORTHO6, hit)))
+    assert exact.roughness < EXACT_ROUGHNESS
+    assert np.percentile(exact.doubt(surface)[0], 95) == 0.0
+    for level in (0.005, 0.015, 0.04):
+        settings = Corruption(clean_share=0, coord_noise=(level, level), drop_share=0)
+        spoilt = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(0))
+        noisy = Evidence(ClassicalField(lift(*_images_cameras_hit(*spoilt))))
+        assert np.percentile(noisy.doubt(surface)[0], 5) > min(20.0 * level, 0.9)
 
 
 def inputs(field: ClassicalField) -> tuple[torch.Tensor, ...]:
