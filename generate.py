@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     from modules.pipelines.export import ExportOptions
     from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
-    sizes = ("format", "grid", "faces", "texture_px", "texture_format")
+    sizes = ("format", "grid", "faces", "texture_px", "texture_format", "refine_steps")
     written = ExportOptions(**{key: config[key] for key in sizes})
     outputs = check_outputs(out, range(config.seed, config.seed + config.num), written)
     options = {"views": config.views, "options": written}

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_pipeline.contract import Camera, SourceFrame, UserError
+from modules.geometry.fit import check_steps
 from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
 from modules.geometry.mesh_file import TEXTURE_FORMATS
 from modules.geometry.point_files import save_points, save_splats
@@ -33,6 +35,7 @@ class ExportOptions:
         faces: the mesh is simplified to at most so many triangles.
         texture_px: side of the texture.
         texture_format: `png` or `jpeg`.
+        refine_steps: of a fit of the mesh to the images; 0 is none.
     """
 
     format: str = "mesh"
@@ -40,12 +43,16 @@ class ExportOptions:
     faces: int = 10_000
     texture_px: int = 512
     texture_format: str = "png"
+    refine_steps: int = 0
 
     def __post_init__(self) -> None:
         for key, known in (("format", FORMATS), ("texture_format", TEXTURE_FORMATS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known: give {', '.join(known)}")
         check_mesh_size(self.grid, self.texture_px, self.faces)
+        check_steps(self.refine_steps)
+        if self.refine_steps and self.format != "mesh":
+            raise UserError(f"refine_steps fits a mesh: leave it out for format={self.format}")
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -87,18 +94,26 @@ def export(
         save = save_points if options.format == "points" else save_splats
         save(observation, path, frame, {"relief": about})
         return f"{len(observation.position)} {options.format}"
-    sizes = {"grid": options.grid, "texture_px": options.texture_px}
-    mesh = reconstruct(images, cameras, hit, **sizes)
+    start = time.perf_counter()
+    mesh = reconstruct(
+        images,
+        cameras,
+        hit,
+        grid=options.grid,
+        texture_px=options.texture_px,
+        refine_steps=options.refine_steps,
+    )
+    seconds = time.perf_counter() - start
     report = MeshReport.of(mesh, frame)
     save_mesh(
         mesh,
         path,
         frame,
-        {"relief": about | {"mesh": asdict(report)}},
+        {"relief": about | {"refine_steps": options.refine_steps, "mesh": asdict(report)}},
         texture_format=options.texture_format,
         credit=_credit(about),
     )
-    return f"{report}, {path.stat().st_size / 1e6:.1f} MB"
+    return f"{report}, {path.stat().st_size / 1e6:.1f} MB, {seconds:.1f} s"
 
 
 def model_digest(checkpoint: Path) -> str:
