@@ -1,5 +1,6 @@
 """Make textured meshes: python generate.py prompt="a red chair" checkpoint=DIR out=chair.glb.
 
+With mesh=FILE that mesh is textured, and keeps its shape and frame.
 With sample=UID and shards=DIR a rendered sample is rebuilt instead.
 """
 
@@ -15,6 +16,10 @@ def main(config: DictConfig) -> None:
     """Compose, check, run."""
     if (config.prompt is None) == (config.sample is None):
         raise UserError('give either prompt="..." or sample=UID')
+    if config.mesh is not None and config.prompt is None:
+        raise UserError('mesh=FILE needs prompt="...": what it is to look like')
+    if config.mesh is not None and config.refine_steps:
+        raise UserError("refine_steps moves vertices, but mesh=FILE keeps its shape: leave it out")
     if not 0 <= config.seed < 2**63 - config.num:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
     out = str(config.out)
@@ -32,6 +37,7 @@ def main(config: DictConfig) -> None:
         if config.checkpoint is None:
             raise UserError("prompt needs checkpoint=DIR: a pipeline folder that train.py exported")
         options |= {key: config[key] for key in ("steps", "guidance", "device")}
+        options["mesh"] = None if config.mesh is None else Path(config.mesh)
         generate_from_prompt(str(config.prompt), outputs, Path(config.checkpoint), **options)
         return
     if config.num != 1 or config.shards is None:

@@ -6,21 +6,50 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_pipeline.contract import Camera, SourceFrame, UserError
 from modules.geometry.fit import check_steps
-from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
+from modules.geometry.lift import Observation
+from modules.geometry.mesh import WRITTEN_SUFFIXES, TexturedMesh, save_mesh
 from modules.geometry.mesh_file import TEXTURE_FORMATS
 from modules.geometry.point_files import save_points, save_splats
 from modules.pipelines.mesh_report import MeshReport
-from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.pipelines.reconstruction import check_mesh_size
 
 FORMATS = {"mesh": WRITTEN_SUFFIXES, "points": (".ply",), "splats": (".ply",)}
 """What can be written of 2.5D images, and the suffixes of the files."""
+
+
+@runtime_checkable
+class MeshMaker(Protocol):
+    """What makes a mesh of 2.5D images: the Reconstructor, or a GivenMesh."""
+
+    def lift(
+        self,
+        images: Float[Tensor, "m v 3 h w"],
+        cameras: Sequence[Camera],
+        hit: Bool[Tensor, "v h w"] | None = None,
+    ) -> Observation:
+        """Return the points that the images show."""
+        ...
+
+    def __call__(
+        self,
+        images: Float[Tensor, "m v 3 h w"],
+        cameras: Sequence[Camera],
+        hit: Bool[Tensor, "v h w"] | None = None,
+        *,
+        grid: int,
+        texture_px: int,
+        refine_steps: int,
+    ) -> TexturedMesh:
+        """Return the mesh in the world frame."""
+        ...
+
 
 IN_WORLD = SourceFrame(scale=1.0, offset=(0.0, 0.0, 0.0))
 
@@ -65,7 +94,7 @@ def export(
     cameras: Sequence[Camera],
     hit: Bool[Tensor, "v h w"] | None,
     path: Path,
-    reconstruct: Reconstructor,
+    make: MeshMaker,
     options: ExportOptions,
     about: dict[str, Any],
     frame: SourceFrame = IN_WORLD,
@@ -77,7 +106,7 @@ def export(
         cameras: one per view.
         hit: exact foreground, if known.
         path: where to; its suffix fits the options' format.
-        reconstruct: makes the mesh.
+        make: makes the mesh.
         options: what is written.
         about: provenance (JSON values), kept in the file together with the cameras, the frame and
             the mesh's report: a GLB has it in the `extras` of its scene, other files in a comment.
@@ -90,12 +119,12 @@ def export(
         "offset": list(frame.offset),
     }
     if options.format != "mesh":
-        observation = reconstruct.lift(images, cameras, hit)
+        observation = make.lift(images, cameras, hit)
         save = save_points if options.format == "points" else save_splats
         save(observation, path, frame, {"relief": about})
         return f"{len(observation.position)} {options.format}"
     start = time.perf_counter()
-    mesh = reconstruct(
+    mesh = make(
         images,
         cameras,
         hit,

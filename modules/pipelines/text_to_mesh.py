@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from data_pipeline.contract import SourceFrame, UserError, layout_cameras, view_layout
 from modules.pipelines.device import inference_device
-from modules.pipelines.export import ExportOptions, export, model_digest
+from modules.pipelines.export import IN_WORLD, ExportOptions, MeshMaker, export, model_digest
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
+from modules.pipelines.texturing import GivenMesh
 
 LAYOUT = "ortho6"
 
@@ -108,6 +109,7 @@ def generate_from_prompt(
     views: str | None,
     options: ExportOptions,
     device: str,
+    mesh: Path | None = None,
 ) -> None:
     """Generate one result per seed and write it.
 
@@ -120,12 +122,14 @@ def generate_from_prompt(
         views: where to draw the 2.5D images, as PNG; {seed} is filled in.
         options: what is written.
         device: of the networks: `auto`, `cpu` or `cuda`.
+        mesh: file of a mesh to be textured, in whose frame results are; None: shapes are made, too.
     """
     pictures = check_pictures(views, outputs)
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1")
     if not math.isfinite(guidance):
         raise UserError(f"guidance={guidance} must be a finite number; 1 is none")
+    given = None if mesh is None else GivenMesh.load(mesh)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
     if unknown := generator.text_encoder.unknown_words(prompt):
         print(
@@ -134,8 +138,14 @@ def generate_from_prompt(
             file=sys.stderr,
         )
     check_layout(generator.codec.spec.num_views, checkpoint)
-    reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
     cameras = view_layout(LAYOUT)
+    hit, geometry, frame = None, None, IN_WORLD
+    if given is None:
+        make: MeshMaker = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
+    else:
+        make, frame = given, given.frame
+        geometry, hit = given.geometry(cameras, generator.codec.image_px)
+        geometry = geometry[None]
     about = {"prompt": prompt, "steps": steps, "guidance": guidance, "licence": None}
     about["model_sha256"] = model_digest(checkpoint)
     failed = []
@@ -146,12 +156,13 @@ def generate_from_prompt(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            [images] = generator([prompt], [seed], steps, guidance, advance).cpu()
+            made = generator([prompt], [seed], steps, guidance, advance, geometry)
+            [images] = made.cpu()
         if pictures:
             draw_images(images, pictures[seed])
         try:
             own = about | {"seed": seed}
-            report = export(images, cameras, None, path, reconstruct, options, own)
+            report = export(images, cameras, hit, path, make, options, own, frame)
         except UserError as error:
             if len(outputs) == 1:
                 raise

@@ -6,16 +6,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import trimesh
 from sphere_shards import sphere_members
 from tiny_text import save_qwen3
 
 import encode
 import eval as evaluation
+import generate
 import train
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from data_pipeline.loading.samples import LatentDataset
 from data_pipeline.shards.writer import ShardWriter
+from modules.geometry.mesh import load_mesh
 from modules.latents import codec
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import read_cache
@@ -208,6 +211,31 @@ def test_the_exported_pipeline_generates_and_textures(runs):
     assert torch.isfinite(images).all()
     textured = pipeline(["a red ball"], [0], steps=2, geometry=images[:1])
     assert torch.equal(textured[:, 1:], images[:1, 1:])
+
+
+def test_a_given_mesh_is_textured_in_its_own_frame(runs, tmp_path, capsys):
+    body = trimesh.creation.icosphere(subdivisions=3, radius=3.0)
+    body.apply_translation([5000.0, 20.0, -7.0])
+    body.export(tmp_path / "a ball, bare.obj")
+    arguments = [
+        f"mesh={tmp_path}/a ball, bare.obj", "prompt=a red ball", f"checkpoint={runs}/pipeline",
+        "steps=2", "texture_px=64",
+    ]  # fmt: skip
+    generate.main(compose("generate", [*arguments, f"out={tmp_path}/ball.glb"]))
+    given, textured = (load_mesh(tmp_path / n) for n in ("a ball, bare.obj", "ball.glb"))
+    corners = textured.vertices[textured.faces]
+    np.testing.assert_allclose(corners, given.vertices[given.faces], atol=1e-3)
+    assert len(textured.textures) == 1
+    assert textured.textures[0].shape == (64, 64, 3)
+    assert "watertight" in capsys.readouterr().out
+    for wrong, told in (
+        ([f"mesh={tmp_path}/none.glb", f"out={tmp_path}/b.glb"], "no mesh file at"),
+        (["refine_steps=2", f"out={tmp_path}/b.glb"], "keeps its shape"),
+    ):
+        with pytest.raises(UserError, match=told):
+            generate.main(compose("generate", [*arguments, *wrong]))
+    with pytest.raises(UserError, match="mesh=FILE needs prompt"):
+        generate.main(compose("generate", ["mesh=a.obj", "sample=b", f"out={tmp_path}/b.glb"]))
 
 
 def test_captions_embedded_by_a_pretrained_text_model_train_and_generate(runs, shards, tmp_path):

@@ -20,7 +20,7 @@ class Generator:
     def to(self, device: torch.device) -> "Generator":
         return self
 
-    def __call__(self, prompts, seeds, steps, guidance, progress) -> torch.Tensor:
+    def __call__(self, prompts, seeds, steps, guidance, progress, geometry) -> torch.Tensor:
         assert len(prompts) == len(seeds) == 1
         return torch.full((1, 3, 6, 3, 8, 8), float(seeds[0]))
 
