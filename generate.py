@@ -1,6 +1,6 @@
 """Make textured meshes: python generate.py prompt="a red chair" checkpoint=DIR out=chair.glb.
 
-With image=FILE, a picture of it, beside a prompt or alone. With mesh=FILE that mesh is textured, and
+With image=FILE, a picture of it, beside a prompt or alone. With mesh=FILE that mesh is textured and
 keeps its shape and frame. With sample=UID and shards=DIR a rendered sample is rebuilt instead.
 """
 
