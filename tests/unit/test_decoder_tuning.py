@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -26,15 +27,15 @@ from modules.systems.image_draw import draw_images
 RGB, NORMAL, COORD = range(len(MODALITIES))
 
 
-def make_system(network, **options) -> AutoencoderSystem:
+def make_system(network: Any, **options: Any) -> AutoencoderSystem:
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    weights = {"position_weight": 1.0, "depth_weight": 1.0}
-    system = AutoencoderSystem(network, optimizer, frozen_encoder=True, **weights | options)
+    options = {"position_weight": 1.0, "depth_weight": 1.0} | options
+    system = AutoencoderSystem(network, optimizer, frozen_encoder=True, **options)
     system.log = system.log_dict = lambda *_, **__: None
     return system
 
 
-def tuned(kind: str, folder: Path, steps: int = 2) -> tuple[torch.nn.Module, torch.nn.Module]:
+def tuned(kind: str, folder: Path, steps: int = 2) -> tuple[Any, Any]:
     """Return an autoencoder from a file, and the same after steps of training, export, loading."""
     torch.manual_seed(0)
     AUTOENCODERS[kind]().save_pretrained(folder / "original")
@@ -229,8 +230,9 @@ def test_a_run_that_is_cut_off_leaves_its_newest_averages(tmp_path):
         default_root_dir=tmp_path,
     )
     system = make_system(AUTOENCODERS["taef2"], images_per_step=4)
+    batches: Any = [make_batch()] * 4
     with pytest.raises(RuntimeError, match="cut off"):
-        trainer.fit(system, DataLoader([make_batch()] * 4, batch_size=None))
+        trainer.fit(system, DataLoader(batches, batch_size=None))
     exported = load_autoencoder(tmp_path / "autoencoder").state_dict()
     assert set(cut_off.at_two) == {f"autoencoder.{n}" for n in exported if "decoder." in n}
     for name, values in cut_off.at_two.items():
