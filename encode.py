@@ -62,13 +62,13 @@ def encode_latents(config: DictConfig) -> None:
     from modules.latents.codec import encode_packed
     from modules.latents.modality_affine import fit_modalities
     from modules.latents.raw_parts import RawLatents, RawPart
-    from modules.latents.spec import fingerprint
+    from modules.latents.spec import encoder_fingerprint
     from modules.networks.text_encoder import Vocabulary
     from modules.pipelines.device import inference_device
 
     shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out)
     autoencoder = load_autoencoder(config.autoencoder)
-    name, packing = fingerprint(autoencoder), config.packing
+    name, packing = encoder_fingerprint(autoencoder), config.packing
     if config.statistics not in STATISTICS:
         raise UserError(f"statistics={config.statistics}: choose one of {', '.join(STATISTICS)}")
     inputs = {"packing": packing, "autoencoder": name, "source_manifest_sha256": shard_set.sha256}

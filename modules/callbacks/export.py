@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
 
@@ -31,10 +31,13 @@ class ExportStage(lightning.Callback):
 
     Args:
         pipeline_dir: folder that the stages of one model share.
+        every_n_steps: optimizer steps after which it is written as well; None: at the end only.
     """
 
-    def __init__(self, pipeline_dir: str | os.PathLike[str]) -> None:
-        self.pipeline_dir = Path(pipeline_dir)
+    def __init__(
+        self, pipeline_dir: str | os.PathLike[str], every_n_steps: int | None = None
+    ) -> None:
+        self.pipeline_dir, self.every_n_steps = Path(pipeline_dir), every_n_steps
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
@@ -43,8 +46,23 @@ class ExportStage(lightning.Callback):
         if trainer.is_global_zero:
             self.pipeline_dir.mkdir(parents=True, exist_ok=True)
 
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._export(trainer, pl_module)
+
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not trainer.interrupted and trainer.is_global_zero:
+        if not trainer.interrupted:
+            self._export(trainer, pl_module)
+
+    def _export(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
             with averaged_weights(trainer, pl_module):
                 export_stage(cast(Exportable, pl_module), self.pipeline_dir)
 

@@ -71,9 +71,21 @@ def _load_folder(folder: Path, source: str | Path) -> ModelMixin:
             f"{source} holds no autoencoder of diffusers ({type(error).__name__}): give the "
             "folder `autoencoder` of a pipeline, as train.py experiment=tiny/autoencoder exports it"
         ) from error
-    return autoencoder_class.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+    if not (hasattr(autoencoder_class, "encode") and hasattr(autoencoder_class, "decode")):
+        raise UserError(
+            f"{source} holds a {class_name}, which has no encoder and decoder of images: give the "
+            "folder of an image autoencoder, such as `vae` of a pipeline of diffusers"
+        )
+    autoencoder, found = autoencoder_class.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
     )
+    if found["missing_keys"]:  # diffusers only warns, and draws them at random
+        raise ValueError(f"no weights for {sorted(found['missing_keys'])[0]}")
+    return autoencoder
 
 
 def _load_taef2(path: Path) -> TAEF2:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.contract import CONVENTIONS_VERSION, MODALITIES, UserError
 from modules.latents.codec import own_statistics
 from modules.latents.raw_parts import RawPart
-from modules.latents.spec import CARRIED, LatentSpec, fingerprint
+from modules.latents.spec import CARRIED, LatentSpec, encoder_fingerprint
 
 
 def read_cache(directory: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measure_spec(parts: Iterable[RawPart], *, packing: int, autoencoder: str) ->
     Args:
         parts: the whole set.
         packing: of the latents.
-        autoencoder: fingerprint of what encoded them.
+        autoencoder: fingerprint of the encoder that made them.
 
     Raises:
         UserError: the set is empty.
@@ -99,7 +99,7 @@ def own_spec(parts: Iterable[RawPart], autoencoder: Any) -> LatentSpec:
         mean=[mean.tolist()] * len(MODALITIES),
         std=[std.tolist()] * len(MODALITIES),
         origin=CARRIED,
-        autoencoder=fingerprint(autoencoder),
+        autoencoder=encoder_fingerprint(autoencoder),
         num_views=first.latents.shape[2],
         grid=first.latents.shape[-1],
     )

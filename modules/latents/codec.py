@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data_pipeline.contract import UserError
-from modules.latents.spec import LatentSpec, fingerprint
+from modules.latents.spec import LatentSpec
 
 CHUNK_PX = 2**20
 """Pixels that go through an autoencoder at a time: four images of 512 px. What bounds memory is the
@@ -125,11 +125,11 @@ class LatentCodec(nn.Module):
 
     Args:
         autoencoder: any autoencoder of diffusers, frozen.
-        spec: of latents that this very autoencoder made.
+        spec: of latents that this very encoder made.
         chunk_px: pixels that go through the autoencoder at a time.
 
     Raises:
-        UserError: the spec belongs to another autoencoder.
+        UserError: the spec belongs to another encoder.
     """
 
     mean: Tensor
@@ -137,7 +137,7 @@ class LatentCodec(nn.Module):
 
     def __init__(self, autoencoder: nn.Module, spec: LatentSpec, chunk_px: int = CHUNK_PX):
         super().__init__()
-        spec.check_autoencoder(fingerprint(autoencoder), "latent codec")
+        spec.check_autoencoder(autoencoder, "latent codec")
         self.autoencoder: Any = autoencoder
         self.spec, self.chunk_px = spec, chunk_px
         for name in ("mean", "std"):

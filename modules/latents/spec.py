@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_pipeline.contract import CONVENTIONS_VERSION, MODALITIES, UserError, check_conventions
 
@@ -25,7 +25,8 @@ class LatentSpec:
         mean: subtracted, per modality and packed channel.
         std: divided by, per modality and packed channel.
         origin: where mean and std come from, in words.
-        autoencoder: fingerprint of the autoencoder that made the latents.
+        autoencoder: fingerprint of the encoder that made the latents; those of older versions name
+            the decoder's weights with it.
         num_views: views per sample.
         grid: packed cells along the side of one view.
         conventions: version of the conventions of the encoded images.
@@ -98,19 +99,37 @@ class LatentSpec:
             ) from error
         return cls.from_json(content, str(path))
 
-    def check_autoencoder(self, found: str, where: str) -> None:
-        """Raise UserError unless `found` is the fingerprint of this spec's autoencoder."""
-        if found != self.autoencoder:
+    def check_autoencoder(self, autoencoder: nn.Module, where: str) -> None:
+        """Raise UserError unless the autoencoder makes this spec's latents; any decoder will do."""
+        found = encoder_fingerprint(autoencoder)
+        if self.autoencoder not in (found, fingerprint(autoencoder)):
             raise UserError(
-                f"{where}: the latents were made by autoencoder {self.autoencoder}, this one is "
+                f"{where}: the latents were made by encoder {self.autoencoder}, this one is "
                 f"{found}: encode and train again with it, or bring the old autoencoder back"
             )
 
 
+DECODER_PARTS = ("decoder.", "post_quant_conv.")
+"""How the names of the weights begin that no latent depends on."""
+
+
 def fingerprint(autoencoder: nn.Module) -> str:
     """Return 16 hex digits that name the weights of an autoencoder, whatever file held them."""
+    return _digest(autoencoder.state_dict())
+
+
+def encoder_fingerprint(autoencoder: nn.Module) -> str:
+    """Return 16 hex digits that name what makes latents: every weight but the decoder's.
+
+    A fine-tuned decoder keeps it, and so takes the latents that the original made.
+    """
+    weights = autoencoder.state_dict()
+    return _digest({n: x for n, x in weights.items() if not n.startswith(DECODER_PARTS)})
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(autoencoder.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         values = tensor.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}:{tuple(values.shape)}:".encode())
         digest.update(values.numpy().tobytes())

@@ -33,6 +33,26 @@ def normal_angle_loss(
     return ((1.0 - cosine) * hit).sum() / hit.sum().clamp_min(1)
 
 
+def position_losses(
+    predicted: Float[Tensor, "n 3 h w"],
+    target: Float[Tensor, "n 3 h w"],
+    hit: Bool[Tensor, "n h w"],
+    axis: Float[Tensor, "n 3"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the mean error over hit pixels of coords: of the position, and along the view's axis.
+
+    Args:
+        predicted: coord images; they hold 2 units to one of the world, whose units the result has.
+        target: the true ones.
+        hit: their exact foreground.
+        axis: unit vector of each image's viewing axis, of either sign.
+    """
+    error, num_pixels = (predicted - target) / 2.0, hit.sum().clamp_min(1)
+    # Not einsum, which autocast computes in bfloat16.
+    along = (error * axis[:, :, None, None]).sum(dim=1).abs()
+    return (error.norm(dim=1) * hit).sum() / num_pixels, (along * hit).sum() / num_pixels
+
+
 def kl_loss(
     mean: Float[Tensor, "n c h w"], log_variance: Float[Tensor, "n c h w"]
 ) -> Float[Tensor, ""]:

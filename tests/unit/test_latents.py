@@ -13,7 +13,7 @@ from modules.latents.cache import cache_members, measure_spec, own_spec, read_ca
 from modules.latents.codec import LatentCodec, encode_packed, own_statistics, pack, unpack
 from modules.latents.modality_affine import fit_modalities
 from modules.latents.raw_parts import RawLatents, RawPart
-from modules.latents.spec import LatentSpec, fingerprint
+from modules.latents.spec import LatentSpec, encoder_fingerprint, fingerprint
 from modules.latents.taef2 import TAEF2
 
 AUTOENCODERS = {
@@ -62,7 +62,9 @@ def make_part(autoencoder: torch.nn.Module, images: torch.Tensor) -> RawPart:
 
 def make_spec(autoencoder: torch.nn.Module) -> LatentSpec:
     return measure_spec(
-        [make_part(autoencoder, make_images())], packing=2, autoencoder=fingerprint(autoencoder)
+        [make_part(autoencoder, make_images())],
+        packing=2,
+        autoencoder=encoder_fingerprint(autoencoder),
     )
 
 
@@ -215,7 +217,7 @@ def test_latents_of_another_autoencoder_are_refused():
     autoencoder = make_autoencoder()
     spec = make_spec(autoencoder)
     next(iter(autoencoder.parameters())).data[0] += 0.1
-    with pytest.raises(UserError, match="were made by autoencoder"):
+    with pytest.raises(UserError, match="were made by encoder"):
         LatentCodec(autoencoder, spec)
 
 
