@@ -26,7 +26,7 @@ from modules.latents import codec
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import read_cache
 from modules.latents.codec import LatentCodec
-from modules.latents.spec import LatentSpec, fingerprint
+from modules.latents.spec import LatentSpec, encoder_fingerprint
 from modules.networks.vision_encoder import VisionEncoder
 from modules.pipelines.generation import TextTo25D
 
@@ -394,15 +394,34 @@ def test_the_export_is_safetensors_and_json_of_the_averaged_weights(runs):
     for name, tensor in average.items():
         assert torch.equal(exported[name.removeprefix("autoencoder.")], tensor)
     cache = read_cache(runs / "latents")
-    assert cache["inputs"]["autoencoder"] == fingerprint(
+    assert cache["inputs"]["autoencoder"] == encoder_fingerprint(
         load_autoencoder(runs / "pipeline" / "autoencoder")
     )
+
+
+def test_a_pipeline_takes_its_decoder_tuned_and_its_latents_stay(runs, shards, tmp_path, capsys):
+    original = runs / "pipeline" / "autoencoder"
+    tuned = tmp_path / "pipeline"
+    arguments = [
+        "experiment=taef2/autoencoder", f"shards={shards}", f"image_autoencoder.source={original}",
+        f"paths.run_dir={tmp_path}/run", f"paths.pipeline_dir={tuned}", "trainer.max_steps=2",
+        "system.images_per_step=4", "logger=csv", "+trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    assert train.main(compose("train", arguments)) is None
+    (tuned / "denoiser").symlink_to(runs / "pipeline" / "denoiser")
+    before, after = (
+        TextTo25D.from_pretrained(folder)(["a ball"], [1], steps=2)
+        for folder in (runs / "pipeline", tuned)
+    )
+    assert 0 < (before - after).abs().mean() < 0.1
+    encode_to(runs / "latents", shards, tmp_path)
+    assert "encoded already" in capsys.readouterr().out
 
 
 def test_a_pipeline_with_another_autoencoder_is_refused(runs, shards, tmp_path):
     train_stage("autoencoder", 1, tmp_path, "other", f"shards={shards}")
     (tmp_path / "pipeline" / "denoiser").symlink_to(runs / "pipeline" / "denoiser")
-    with pytest.raises(UserError, match="were made by autoencoder"):
+    with pytest.raises(UserError, match="were made by encoder"):
         TextTo25D.from_pretrained(tmp_path / "pipeline")
 
 
