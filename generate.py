@@ -1,7 +1,7 @@
 """Make textured meshes: python generate.py prompt="a red chair" checkpoint=DIR out=chair.glb.
 
-With image=FILE of what the images show, beside a prompt or alone. With sample=UID and shards=DIR a
-rendered sample is rebuilt instead.
+With image=FILE, a picture of it, beside a prompt or alone. With mesh=FILE that mesh is textured and
+keeps its shape and frame. With sample=UID and shards=DIR a rendered sample is rebuilt instead.
 """
 
 from pathlib import Path
@@ -15,8 +15,12 @@ from data_pipeline.contract import UserError
 def main(config: DictConfig) -> None:
     """Compose, check, run."""
     asked = config.prompt is not None or config.image is not None
+    if config.mesh is not None and not asked:
+        raise UserError('mesh=FILE needs prompt="..." or image=FILE: what it is to look like')
     if asked == (config.sample is not None):
         raise UserError('give either prompt="..." or image=FILE, or both; or sample=UID')
+    if config.mesh is not None and config.refine_steps:
+        raise UserError("refine_steps moves vertices, but mesh=FILE keeps its shape: leave it out")
     if not 0 <= config.seed < 2**63 - config.num:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
     out = str(config.out)
@@ -27,7 +31,7 @@ def main(config: DictConfig) -> None:
     from modules.pipelines.sampling import Sampling
     from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
-    sizes = ("format", "grid", "faces", "texture_px", "texture_format")
+    sizes = ("format", "grid", "faces", "texture_px", "texture_format", "refine_steps")
     written = ExportOptions(**{key: config[key] for key in sizes})
     outputs = check_outputs(out, range(config.seed, config.seed + config.num), written)
     options = {"views": config.views, "options": written}
@@ -38,7 +42,8 @@ def main(config: DictConfig) -> None:
             )
         how = ("steps", "solver", "guidance", "guidance_interval", "guidance_rescale")
         options["sampling"] = Sampling(**{key: config[key] for key in how})
-        options["image"] = None if config.image is None else Path(str(config.image))
+        for key in ("image", "mesh"):
+            options[key] = None if config[key] is None else Path(str(config[key]))
         prompt = "" if config.prompt is None else str(config.prompt)
         generate_from_prompt(
             prompt, outputs, Path(config.checkpoint), device=config.device, **options

@@ -14,8 +14,9 @@ With --inputs other than `true` every method reads spoilt images instead, the sa
 `mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left, or `decoded` by
 --autoencoder, whose foreground every method takes by Relief's hit rule, as nothing else is known.
 
-Methods: `classical-G` and `refined-G` (with --pipeline; grid of G cells), `poisson-D` and
-`poisson-D-trimmed` (depth D; needs Open3D, see rebuild_peers.py), `tsdf-G`.
+Methods: `classical-G`, `fitted-G` (the same and FIT_STEPS of the fit) and `refined-G` (with
+--pipeline; grid of G cells), `poisson-D` and `poisson-D-trimmed` (depth D; needs Open3D, see
+rebuild_peers.py), `tsdf-G`.
 """
 
 import argparse
@@ -59,8 +60,8 @@ from modules.reporting.evaluation import Shard
 from modules.reporting.mesh_files import SUFFIXES
 
 METHODS = (
-    "classical-96", "classical-192", "refined-96", "poisson-6", "poisson-7", "poisson-8",
-    "poisson-7-trimmed", "tsdf-128",
+    "classical-96", "classical-192", "fitted-96", "refined-96", "poisson-6", "poisson-7",
+    "poisson-8", "poisson-7-trimmed", "tsdf-128",
 )  # fmt: skip
 SPOILT = {
     name: Corruption(
@@ -77,6 +78,7 @@ INPUTS = ("true", *SPOILT, "decoded")
 FLOOR = "floor"
 TRIM = 0.02  # of the vertices
 LARGEST_MISFIT = 0.002  # of rendered points from the original: beyond, it is another shape
+FIT_STEPS = 10
 LEAST_UNSEEN = 0.001  # share of the surface: below, an asset has no recall of what is unseen
 COLUMNS = {
     "f_score_0.005": "F@.005",
@@ -320,13 +322,14 @@ def _rebuilder(
 ) -> Callable[[], Mesh]:
     """Return what rebuilds the sample, with everything loaded that is not part of the work."""
     name, size, *trimmed = method.split("-")
-    if name in ("classical", "refined"):
-        if name == "classical":
+    if name in ("classical", "fitted", "refined"):
+        if name != "refined":
             reconstruct = Reconstructor.classical()
         else:
             assert pipeline is not None
             reconstruct = Reconstructor.from_pretrained(pipeline)
-        return lambda: reconstruct(images, cameras, hit, grid=int(size))
+        steps = FIT_STEPS * (name == "fitted")
+        return lambda: reconstruct(images, cameras, hit, grid=int(size), refine_steps=steps)
     values, mask = images.numpy().astype(np.float64), None if hit is None else hit.numpy()
 
     def peer() -> Mesh:

@@ -37,7 +37,7 @@ class Mesh(Protocol):
 
     @property
     def corner_uv(self) -> Float[ndarray, "f 3 2"]:
-        """Texture coordinates of every face corner, v up; 0 where untextured."""
+        """Texture coordinates of every face corner, v up; 0 where there are none."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class ColoredMesh:
         vertices: world positions.
         faces: vertex indices, counter-clockwise seen from outside.
         corner_normals: unit normal of every face corner (hard edges keep theirs).
-        corner_uv: texture coordinates of every face corner, v up; 0 where untextured.
+        corner_uv: texture coordinates of every face corner, v up; 0 where there are none.
         corner_tint: linear colour that multiplies the texture, at every face corner.
         face_texture: index into `textures`, -1 where untextured.
         textures: sRGB images, 8 bit.
@@ -106,23 +106,27 @@ class ColoredMesh:
 
 @dataclass(frozen=True)
 class TexturedMesh:
-    """A mesh with one texture and smooth normals: what a rebuild gives.
+    """A mesh with one texture: what a rebuild or the texturing of a given mesh gives.
 
     Args:
         vertices: world positions; vertices on a texture seam appear once per chart.
         faces: vertex indices, counter-clockwise seen from outside.
         uv: texture coordinates in [0, 1]; (0, 0) is the image's bottom left corner.
         texture: sRGB image, row 0 on top.
+        normals: unit vertex normals; None for smooth ones.
     """
 
     vertices: Float[ndarray, "n 3"]
     faces: Int[ndarray, "f 3"]
     uv: Float[ndarray, "n 2"]
     texture: UInt8[ndarray, "th tw 3"]
+    normals: Float[ndarray, "n 3"] | None = None
 
     @property
     def vertex_normals(self) -> Float[ndarray, "n 3"]:
-        """Unit smooth normals, equal on both sides of a texture seam."""
+        """Unit normals; smooth ones are equal on both sides of a texture seam."""
+        if self.normals is not None:
+            return self.normals
         return smooth_normals(self.vertices, self.faces)
 
     @property
@@ -332,9 +336,10 @@ def _appearance(
         if "color" in visual.vertex_attributes:  # glTF's COLOR_0 is linear and multiplies
             colours = to_float(visual.vertex_attributes["color"])
             tint = tint * colours[faces][..., :3]
-        if visual.uv is not None and material.baseColorTexture is not None:
-            image = np.asarray(material.baseColorTexture.convert("RGB"))
-            return np.asarray(visual.uv, dtype=np.float64)[faces], tint, image
+        if visual.uv is not None:
+            uv = np.asarray(visual.uv, dtype=np.float64)[faces]
+            if material.baseColorTexture is not None:
+                return uv, tint, np.asarray(material.baseColorTexture.convert("RGB"))
     elif visual.kind == "vertex":
         tint = srgb_to_linear(visual.vertex_colors[faces][..., :3] / 255.0)
     elif visual.kind == "face":

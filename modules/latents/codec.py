@@ -144,6 +144,12 @@ class LatentCodec(nn.Module):
             values = torch.tensor(getattr(spec, name))[:, None, :, None, None]  # m 1 c 1 1
             self.register_buffer(name, values, persistent=False)
 
+    @property
+    def image_px(self) -> int:
+        """Side of the images that the spec's latents decode to."""
+        blank = self.mean.new_zeros(1, self.spec.channels, self.spec.grid, self.spec.grid)
+        return decode_packed(self.autoencoder, blank, self.spec.packing).shape[-1]
+
     @torch.no_grad()
     def encode(
         self, images: Float[Tensor, "b m v 3 h w"]

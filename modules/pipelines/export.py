@@ -2,23 +2,54 @@
 
 import hashlib
 import importlib.metadata
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data_pipeline.contract import Camera, SourceFrame, UserError
-from modules.geometry.mesh import WRITTEN_SUFFIXES, save_mesh
+from modules.geometry.fit import check_steps
+from modules.geometry.lift import Observation
+from modules.geometry.mesh import WRITTEN_SUFFIXES, TexturedMesh, save_mesh
 from modules.geometry.mesh_file import TEXTURE_FORMATS
 from modules.geometry.point_files import save_points, save_splats
 from modules.pipelines.mesh_report import MeshReport
-from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.pipelines.reconstruction import check_mesh_size
 
 FORMATS = {"mesh": WRITTEN_SUFFIXES, "points": (".ply",), "splats": (".ply",)}
 """What can be written of 2.5D images, and the suffixes of the files."""
+
+
+@runtime_checkable
+class MeshMaker(Protocol):
+    """What makes a mesh of 2.5D images: the Reconstructor, or a GivenMesh."""
+
+    def lift(
+        self,
+        images: Float[Tensor, "m v 3 h w"],
+        cameras: Sequence[Camera],
+        hit: Bool[Tensor, "v h w"] | None = None,
+    ) -> Observation:
+        """Return the points that the images show."""
+        ...
+
+    def __call__(
+        self,
+        images: Float[Tensor, "m v 3 h w"],
+        cameras: Sequence[Camera],
+        hit: Bool[Tensor, "v h w"] | None = None,
+        *,
+        grid: int,
+        texture_px: int,
+        refine_steps: int,
+    ) -> TexturedMesh:
+        """Return the mesh in the world frame."""
+        ...
+
 
 IN_WORLD = SourceFrame(scale=1.0, offset=(0.0, 0.0, 0.0))
 
@@ -33,6 +64,7 @@ class ExportOptions:
         faces: the mesh is simplified to at most so many triangles.
         texture_px: side of the texture.
         texture_format: `png` or `jpeg`.
+        refine_steps: of a fit of the mesh to the images; 0 is none.
     """
 
     format: str = "mesh"
@@ -40,12 +72,16 @@ class ExportOptions:
     faces: int = 10_000
     texture_px: int = 512
     texture_format: str = "png"
+    refine_steps: int = 0
 
     def __post_init__(self) -> None:
         for key, known in (("format", FORMATS), ("texture_format", TEXTURE_FORMATS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known: give {', '.join(known)}")
         check_mesh_size(self.grid, self.texture_px, self.faces)
+        check_steps(self.refine_steps)
+        if self.refine_steps and self.format != "mesh":
+            raise UserError(f"refine_steps fits a mesh: leave it out for format={self.format}")
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -58,7 +94,7 @@ def export(
     cameras: Sequence[Camera],
     hit: Bool[Tensor, "v h w"] | None,
     path: Path,
-    reconstruct: Reconstructor,
+    make: MeshMaker,
     options: ExportOptions,
     about: dict[str, Any],
     frame: SourceFrame = IN_WORLD,
@@ -70,7 +106,7 @@ def export(
         cameras: one per view.
         hit: exact foreground, if known.
         path: where to; its suffix fits the options' format.
-        reconstruct: makes the mesh.
+        make: makes the mesh.
         options: what is written.
         about: provenance (JSON values), kept in the file together with the cameras, the frame and
             the mesh's report: a GLB has it in the `extras` of its scene, other files in a comment.
@@ -83,22 +119,30 @@ def export(
         "offset": list(frame.offset),
     }
     if options.format != "mesh":
-        observation = reconstruct.lift(images, cameras, hit)
+        observation = make.lift(images, cameras, hit)
         save = save_points if options.format == "points" else save_splats
         save(observation, path, frame, {"relief": about})
         return f"{len(observation.position)} {options.format}"
-    sizes = {"grid": options.grid, "texture_px": options.texture_px}
-    mesh = reconstruct(images, cameras, hit, **sizes)
+    start = time.perf_counter()
+    mesh = make(
+        images,
+        cameras,
+        hit,
+        grid=options.grid,
+        texture_px=options.texture_px,
+        refine_steps=options.refine_steps,
+    )
+    seconds = time.perf_counter() - start
     report = MeshReport.of(mesh, frame)
     save_mesh(
         mesh,
         path,
         frame,
-        {"relief": about | {"mesh": asdict(report)}},
+        {"relief": about | {"refine_steps": options.refine_steps, "mesh": asdict(report)}},
         texture_format=options.texture_format,
         credit=_credit(about),
     )
-    return f"{report}, {path.stat().st_size / 1e6:.1f} MB"
+    return f"{report}, {path.stat().st_size / 1e6:.1f} MB, {seconds:.1f} s"
 
 
 def model_digest(checkpoint: Path) -> str:

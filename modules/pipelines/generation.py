@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_pipeline.contract import MODALITIES, UserError
 from modules.latents.autoencoder_files import load_autoencoder
-from modules.latents.codec import LatentCodec, decode_packed, encode_packed
+from modules.latents.codec import LatentCodec, encode_packed
 from modules.latents.spec import LatentSpec
 from modules.losses.flow import RGB, Prediction, to_velocity
 from modules.networks.conditioner import Conditions, join_conditions
@@ -82,13 +82,6 @@ class TextTo25D:
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.codec.mean.device
-
-    @property
-    def resolution_px(self) -> int:
-        """Side of the images, found by decoding one latent of zeros."""
-        spec = self.codec.spec
-        blank = torch.zeros(1, spec.channels, spec.grid, spec.grid, device=self.device)
-        return decode_packed(self.codec.autoencoder, blank, spec.packing).shape[-1]
 
     @torch.inference_mode()
     def __call__(
@@ -167,7 +160,7 @@ class TextTo25D:
         """
         rows: list[Tensor | None] = [None] * batch_size if geometry is None else list(geometry)
         given = [row for row in rows if row is not None]
-        side = self.resolution_px if given else 0
+        side = self.codec.image_px if given else 0
         shape = (len(MODALITIES), self.codec.spec.num_views, 3, side, side)
         if len(rows) != batch_size:
             raise UserError(f"{batch_size} prompts need as many geometries, not {len(rows)}")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm import tqdm
 
 from data_pipeline.contract import MODALITIES, Camera, UserError
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
+from modules.geometry.fit import check_steps, fit_vertices
 from modules.geometry.isosurface import (
     GRID_HALF_SIDE,
     decimate,
@@ -146,6 +148,7 @@ class Reconstructor:
         *,
         grid: int = 96,
         texture_px: int = 512,
+        refine_steps: int = 0,
     ) -> TexturedMesh:
         """Return the mesh in the world frame.
 
@@ -155,12 +158,14 @@ class Reconstructor:
             hit: exact foreground; without it the hit rule finds it in the images.
             grid: cells along the side of the cube that holds the surface; even.
             texture_px: side of the texture.
+            refine_steps: of a fit of the mesh to the images (`modules.geometry.fit`); 0 is none.
 
         Raises:
             UserError: nothing can be lifted from the images, they show no surface, or a setting is
                 out of range.
         """
         check_mesh_size(grid, texture_px)
+        check_steps(refine_steps)
         observation = self.lift(images, cameras, hit)
         settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
         if self.refiner is not None:
@@ -178,6 +183,11 @@ class Reconstructor:
             )
         vertices = classical.thinned(vertices, smooth_normals(vertices, faces))
         vertices, faces = decimate(vertices, faces, self.num_faces)
+        if refine_steps:
+            with tqdm(total=refine_steps, desc="fit", unit="step", leave=False) as bar:
+                vertices = fit_vertices(
+                    vertices, faces, observation, refine_steps, progress=bar.update
+                )
         vertices = round_apart(vertices, faces)
         atlas = unwrap(vertices, faces, texture_px)
         texture = bake(

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from data_pipeline.contract import SourceFrame, UserError, layout_cameras, view_layout
 from modules.pipelines.device import inference_device
-from modules.pipelines.export import ExportOptions, export, model_digest
+from modules.pipelines.export import IN_WORLD, ExportOptions, MeshMaker, export, model_digest
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
 from modules.pipelines.reference_images import fit_reference, images_digest, read_references
 from modules.pipelines.sampling import Sampling
+from modules.pipelines.texturing import GivenMesh
 
 LAYOUT = "ortho6"
 
@@ -110,6 +111,7 @@ def generate_from_prompt(
     views: str | None,
     options: ExportOptions,
     device: str,
+    mesh: Path | None = None,
 ) -> None:
     """Generate one result per seed and write it.
 
@@ -122,9 +124,11 @@ def generate_from_prompt(
         views: where to draw the 2.5D images, as PNG; {seed} is filled in.
         options: what is written.
         device: of the networks: `auto`, `cpu` or `cuda`.
+        mesh: file of a mesh to be textured, in whose frame results are; None: shapes are made, too.
     """
     pictures = check_pictures(views, outputs)
     pictured = [] if image is None else read_references(image)
+    given = None if mesh is None else GivenMesh.load(mesh)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
     if unknown := generator.text_encoder.unknown_words(prompt):
         print(
@@ -133,9 +137,15 @@ def generate_from_prompt(
             file=sys.stderr,
         )
     check_layout(generator.codec.spec.num_views, checkpoint)
-    reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
     cameras = view_layout(LAYOUT)
-    references = [fit_reference(each, generator.resolution_px) for each in pictured]
+    references = [fit_reference(each, generator.codec.image_px) for each in pictured]
+    hit, geometry, frame = None, None, IN_WORLD
+    if given is None:
+        make: MeshMaker = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
+    else:
+        make, frame = given, given.frame
+        shape, hit = given.geometry(cameras, generator.codec.image_px)
+        geometry = [shape]
     about = {"prompt": prompt, **asdict(sampling), "licence": None}
     about["model_sha256"] = model_digest(checkpoint)
     if image is not None:
@@ -148,13 +158,13 @@ def generate_from_prompt(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            asked = {"references": [references], "progress": advance, **asdict(sampling)}
-            [images] = generator([prompt], [seed], **asked).cpu()
+            asked = {"references": [references], "geometry": geometry, "progress": advance}
+            [images] = generator([prompt], [seed], **asked, **asdict(sampling)).cpu()
         if pictures:
             draw_images(images, pictures[seed])
         try:
             own = about | {"seed": seed}
-            report = export(images, cameras, None, path, reconstruct, options, own)
+            report = export(images, cameras, hit, path, make, options, own, frame)
         except UserError as error:
             if len(outputs) == 1:
                 raise

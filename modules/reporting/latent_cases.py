@@ -47,7 +47,7 @@ def latent_cases(
         shard_set: the samples.
         decode_sample: that of data_pipeline.loading.samples.
         autoencoder: any of diffusers, or TAEF2.
-        settings: keyword arguments of the reconstruction (`grid`, `texture_px`).
+        settings: keyword arguments of the reconstruction (`grid`, `texture_px`, `refine_steps`).
         options: how figures are taken.
         reference: folder of the original assets; None: the stored surface points are the truth.
         count: so many samples, spread over the set; None for all.

@@ -66,7 +66,7 @@ def rebuild_cases(
         shard_set: the samples.
         decode_sample: that of data_pipeline.loading.samples.
         checkpoint: pipeline folder; None for the classical estimate, which needs no training.
-        settings: keyword arguments of the reconstruction (`grid`, `texture_px`).
+        settings: keyword arguments of the reconstruction (`grid`, `texture_px`, `refine_steps`).
         reference: folder of the original assets, searched with all below it.
         count: so many samples, spread over the set; None for all.
         out: folder that takes the rebuilt meshes.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contract import UserError
+from modules.geometry.fit import check_steps
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.spec import fingerprint
 from modules.metrics.composition import Palette
@@ -256,7 +257,8 @@ def _mesh_size(settings: Settings) -> dict[str, int]:
     """Return what is asked of the rebuilt meshes, once it is sure that they can be made."""
     size = {key: settings[key] for key in ("grid", "texture_px")}
     check_mesh_size(**size)
-    return size
+    check_steps(settings["refine_steps"])
+    return size | {"refine_steps": settings["refine_steps"]}
 
 
 def _score_meshes(

@@ -6,23 +6,27 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import trimesh
 from diffusers import AutoencoderKL
+from PIL import Image
 from sphere_shards import sphere_members
 from tiny_text import save_qwen3
 from tiny_vision import NUM_TOKENS, WIDTH, save_vision
 
 import encode
 import eval as evaluation
+import generate
 import train
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
 from data_pipeline.loading.samples import LatentDataset, decode_sample
 from data_pipeline.shards.writer import ShardWriter
+from modules.geometry.mesh import load_mesh
 from modules.latents import codec
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.cache import read_cache
 from modules.latents.codec import LatentCodec
-from modules.latents.spec import LatentSpec, fingerprint
+from modules.latents.spec import LatentSpec, encoder_fingerprint
 from modules.networks.vision_encoder import VisionEncoder
 from modules.pipelines.generation import TextTo25D
 
@@ -213,6 +217,31 @@ def test_the_exported_pipeline_generates_and_textures(runs):
     assert torch.equal(textured[:, 1:], images[:1, 1:])
 
 
+def test_a_given_mesh_is_textured_in_its_own_frame(runs, tmp_path, capsys):
+    body = trimesh.creation.icosphere(subdivisions=3, radius=3.0)
+    body.apply_translation([5000.0, 20.0, -7.0])
+    body.export(tmp_path / "a ball, bare.obj")
+    arguments = [
+        f"mesh={tmp_path}/a ball, bare.obj", "prompt=a red ball", f"checkpoint={runs}/pipeline",
+        "steps=2", "texture_px=64",
+    ]  # fmt: skip
+    generate.main(compose("generate", [*arguments, f"out={tmp_path}/ball.glb"]))
+    given, textured = (load_mesh(tmp_path / n) for n in ("a ball, bare.obj", "ball.glb"))
+    corners = textured.vertices[textured.faces]
+    np.testing.assert_allclose(corners, given.vertices[given.faces], atol=1e-3)
+    assert len(textured.textures) == 1
+    assert textured.textures[0].shape == (64, 64, 3)
+    assert "watertight" in capsys.readouterr().out
+    for wrong, told in (
+        ([f"mesh={tmp_path}/none.glb", f"out={tmp_path}/b.glb"], "no mesh file at"),
+        (["refine_steps=2", f"out={tmp_path}/b.glb"], "keeps its shape"),
+    ):
+        with pytest.raises(UserError, match=told):
+            generate.main(compose("generate", [*arguments, *wrong]))
+    with pytest.raises(UserError, match="mesh=FILE needs prompt"):
+        generate.main(compose("generate", ["mesh=a.obj", "sample=b", f"out={tmp_path}/b.glb"]))
+
+
 def test_captions_embedded_by_a_pretrained_text_model_train_and_generate(runs, shards, tmp_path):
     save_qwen3(tmp_path / "klein")
     pretrained = [f"conditioner.source={tmp_path}/klein", "conditioner.dtype=float32"]
@@ -303,6 +332,17 @@ def test_vision_tokens_and_several_references_train_and_generate(runs, shards, t
     for row, pictures in enumerate(references):
         alone = pipeline([""], [0], steps=2, references=[pictures])
         torch.testing.assert_close(alone[0], images[row], rtol=1e-3, atol=1e-3)
+    trimesh.creation.icosphere(subdivisions=2).export(tmp_path / "ball.obj")
+    Image.new("RGBA", (50, 30), (200, 40, 40, 255)).save(tmp_path / "a red, one.png")
+    arguments = [
+        f"mesh={tmp_path}/ball.obj", f"image={tmp_path}/a red, one.png", "steps=2", "solver=heun",
+        "guidance_interval=[0.2,0.9]", f"checkpoint={tmp_path}/pipeline", "texture_px=64",
+        f"out={tmp_path}/ball.glb",
+    ]  # fmt: skip
+    generate.main(compose("generate", arguments))
+    assert (tmp_path / "ball.glb").is_file()
+    with pytest.raises(UserError, match="without reference images and cannot follow any"):
+        generate.main(compose("generate", [*arguments, f"checkpoint={runs}/pipeline"]))
     for wrong, said in (
         (f"latents={runs}/latents", "holds no vision tokens: encode with vision="),
         ("denoiser.vision_width=5", f"set denoiser.vision_width={WIDTH}"),
@@ -354,15 +394,34 @@ def test_the_export_is_safetensors_and_json_of_the_averaged_weights(runs):
     for name, tensor in average.items():
         assert torch.equal(exported[name.removeprefix("autoencoder.")], tensor)
     cache = read_cache(runs / "latents")
-    assert cache["inputs"]["autoencoder"] == fingerprint(
+    assert cache["inputs"]["autoencoder"] == encoder_fingerprint(
         load_autoencoder(runs / "pipeline" / "autoencoder")
     )
+
+
+def test_a_pipeline_takes_its_decoder_tuned_and_its_latents_stay(runs, shards, tmp_path, capsys):
+    original = runs / "pipeline" / "autoencoder"
+    tuned = tmp_path / "pipeline"
+    arguments = [
+        "experiment=taef2/autoencoder", f"shards={shards}", f"image_autoencoder.source={original}",
+        f"paths.run_dir={tmp_path}/run", f"paths.pipeline_dir={tuned}", "trainer.max_steps=2",
+        "system.images_per_step=4", "logger=csv", "+trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    assert train.main(compose("train", arguments)) is None
+    (tuned / "denoiser").symlink_to(runs / "pipeline" / "denoiser")
+    before, after = (
+        TextTo25D.from_pretrained(folder)(["a ball"], [1], steps=2)
+        for folder in (runs / "pipeline", tuned)
+    )
+    assert 0 < (before - after).abs().mean() < 0.1
+    encode_to(runs / "latents", shards, tmp_path)
+    assert "encoded already" in capsys.readouterr().out
 
 
 def test_a_pipeline_with_another_autoencoder_is_refused(runs, shards, tmp_path):
     train_stage("autoencoder", 1, tmp_path, "other", f"shards={shards}")
     (tmp_path / "pipeline" / "denoiser").symlink_to(runs / "pipeline" / "denoiser")
-    with pytest.raises(UserError, match="were made by autoencoder"):
+    with pytest.raises(UserError, match="were made by encoder"):
         TextTo25D.from_pretrained(tmp_path / "pipeline")
 
 

@@ -154,7 +154,7 @@ def test_samples_are_rebuilt_and_measured_without_any_training(tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert (report["num_pairs"], report["num_failed"]) == (2, 0)
     assert report["pairs"][0]["truth"] == "samples"
-    assert report["method"] == {"grid": 48, "texture_px": 128}
+    assert report["method"] == {"grid": 48, "texture_px": 128, "refine_steps": 0}
     assert report["inputs"] == {"shards": ShardSet(shards, "samples").sha256}
     assert report["summary"]["f_score_0.02"]["median"] > 0.98
     assert report["summary"]["input_view_psnr_masked"]["median"] > 20.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tiny_autoencoder import TinyDC
 
 from data_pipeline.command_line import CONFIG_DIR, compose
 from data_pipeline.contract import UserError
@@ -18,16 +19,17 @@ EXPERIMENTS = sorted(
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_composes_instantiates_and_builds(name, tmp_path):
-    config = compose(
-        "train",
-        [
-            f"experiment={name}",
-            "shards=x",
-            f"latents={tmp_path}",
-            f"paths.run_dir={tmp_path}",
-            "trainer.accelerator=cpu",
-        ],
-    )
+    options = [
+        f"experiment={name}",
+        "shards=x",
+        f"latents={tmp_path}",
+        f"paths.run_dir={tmp_path}",
+        "trainer.accelerator=cpu",
+    ]
+    config = compose("train", options)
+    if "source" in (config.get("image_autoencoder") or {}):  # its weights are not on this machine
+        TinyDC().save_pretrained(tmp_path / "vae")
+        config = compose("train", [*options, f"image_autoencoder.source={tmp_path}/vae"])
     instantiate(config.data)
     for node in config.callbacks.values():
         instantiate(node)

@@ -51,12 +51,12 @@ def read_denoiser(name: str, *overrides: str) -> Any:
     return compose("train", [f"denoiser={name}", "shards=x", "latents=x", *overrides]).denoiser
 
 
-def save_small(name: str, folder: Path, seed: int = 0) -> Path:
+def save_small(name: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
     """Save a small random model of a published structure as diffusers does."""
     build = instantiate(read_denoiser(name).backbone, _convert_="object")
     torch.manual_seed(seed)
     transformer_class = build.func.__self__.transformer_class
-    transformer = transformer_class(**build.keywords["config"] | SMALL[name])
+    transformer = transformer_class(**build.keywords["config"] | SMALL[name] | sizes)
     for parameter in transformer.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -141,6 +141,35 @@ def test_new_vision_tokens_are_a_longer_text_and_without_them_nothing_changes(na
     assert 0.0 < moved < 0.5  # near the pretrained model's prediction, and not equal to it
     after.square().mean().backward()
     assert seeing.vision.weight.grad.abs().amax(dim=1).min() > 0.0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_stays_within_a_twentieth_of_the_float32_prediction(name, tmp_path):
+    source = save_small(name, tmp_path)
+    exact, rough = build(name, source), build(name, source)
+    for parameter in rough.backbone.transformer.parameters():
+        if not parameter.requires_grad:  # experts stay in float32, as in the experiments
+            parameter.data = parameter.data.bfloat16()
+    inputs = make_inputs(exact)
+    expected, output = exact(**inputs), rough(**inputs)
+    assert output.dtype == torch.float32
+    assert (output - expected).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_permuting_views_with_their_cameras_permutes_the_output_in_its_own_row(name, tmp_path):
+    denoiser = build(name, save_small(name, tmp_path))
+    torch.nn.init.normal_(denoiser.view_embedding, std=0.1)
+    inputs, order = make_inputs(denoiser), torch.tensor([[0, 1], [1, 0]])
+    plain = denoiser(**inputs)
+    latents = inputs["latents"].clone()
+    latents[1] = latents[1].flip(1)  # of row 1 alone
+    moved = denoiser(**inputs | {"latents": latents}, views=order)
+    torch.testing.assert_close(moved[0], plain[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moved[1].flip(1), plain[1], rtol=1e-4, atol=1e-4)
+    only_cameras = denoiser(**inputs, views=order)
+    assert (only_cameras[1] - plain[1]).abs().max() > 1e-3
+    torch.testing.assert_close(only_cameras[0], plain[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,15 +1,22 @@
 """Fine-tuning a decoder: what may change, what may not, and what the losses see."""
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from test_autoencoder import make_batch
 from test_latents import AUTOENCODERS, make_images, make_spec
+from torch.utils.data import DataLoader
 
 from data_pipeline.contract import MODALITIES, UserError
+from modules.callbacks.ema import WeightAverage
+from modules.callbacks.export import ExportStage
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.codec import LatentCodec, encode_packed
 from modules.latents.spec import encoder_fingerprint, fingerprint
@@ -20,15 +27,15 @@ from modules.systems.image_draw import draw_images
 RGB, NORMAL, COORD = range(len(MODALITIES))
 
 
-def make_system(network, **options) -> AutoencoderSystem:
+def make_system(network: Any, **options: Any) -> AutoencoderSystem:
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    weights = {"position_weight": 1.0, "depth_weight": 1.0}
-    system = AutoencoderSystem(network, optimizer, frozen_encoder=True, **weights | options)
+    options = {"position_weight": 1.0, "depth_weight": 1.0} | options
+    system = AutoencoderSystem(network, optimizer, frozen_encoder=True, **options)
     system.log = system.log_dict = lambda *_, **__: None
     return system
 
 
-def tuned(kind: str, folder: Path, steps: int = 2) -> tuple[torch.nn.Module, torch.nn.Module]:
+def tuned(kind: str, folder: Path, steps: int = 2) -> tuple[Any, Any]:
     """Return an autoencoder from a file, and the same after steps of training, export, loading."""
     torch.manual_seed(0)
     AUTOENCODERS[kind]().save_pretrained(folder / "original")
@@ -198,6 +205,42 @@ def test_axes_belong_to_the_views_of_the_drawn_images():
     assert torch.equal(drawn.axis[:, 0], drawn.images[:, 0, 0, 0])
 
 
+class CutOff(lightning.Callback):
+    """Remembers the averages of step 2 and breaks the run off in step 3."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average, self.at_two = average, {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == 2:
+            self.at_two = {name: x.clone() for name, x in self.average.average.items()}
+        if trainer.global_step == 3:
+            raise RuntimeError("cut off")
+
+
+def test_a_run_that_is_cut_off_leaves_its_newest_averages(tmp_path):
+    average = WeightAverage()
+    cut_off = CutOff(average)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[average, ExportStage(tmp_path, every_n_steps=2), cut_off],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    system = make_system(AUTOENCODERS["taef2"], images_per_step=4)
+    batches: Any = [make_batch()] * 4
+    with pytest.raises(RuntimeError, match="cut off"):
+        trainer.fit(system, DataLoader(batches, batch_size=None))
+    exported = load_autoencoder(tmp_path / "autoencoder").state_dict()
+    assert set(cut_off.at_two) == {f"autoencoder.{n}" for n in exported if "decoder." in n}
+    for name, values in cut_off.at_two.items():
+        assert torch.equal(exported[name.removeprefix("autoencoder.")], values)
+    now = system.autoencoder.decoder[0].weight
+    assert not torch.equal(now, cut_off.at_two["autoencoder.decoder.0.weight"])
+
+
 def test_channels_and_sizes_that_do_not_fit_are_told():
     grey = make_system(
         partial(AutoencoderKL, in_channels=1, block_out_channels=(8,), norm_num_groups=4)
@@ -208,3 +251,19 @@ def test_channels_and_sizes_that_do_not_fit_are_told():
     system.configure_model()
     with pytest.raises(UserError, match="images of 12 px come back as 16 px"):
         system.training_step(make_batch(), 0)
+
+
+def test_a_network_without_a_decoder_and_a_file_without_its_weights_are_told(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "Flux2Transformer2DModel"}))
+    with pytest.raises(
+        UserError, match="Flux2Transformer2DModel, which has no encoder and decoder"
+    ):
+        load_autoencoder(tmp_path)
+    for kind in ("taef2", "kl"):
+        folder = tmp_path / kind
+        AUTOENCODERS[kind]().save_pretrained(folder)
+        path = folder / "diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        save_file({n: x for n, x in weights.items() if not n.startswith("decoder.")}, path)
+        with pytest.raises(UserError, match="weights cannot be read"):
+            load_autoencoder(folder)

@@ -16,8 +16,7 @@ from modules.pipelines.text_to_mesh import check_layout, check_pictures, generat
 class Generator:
     """Makes images that hold their seed, of one prompt at a time."""
 
-    codec = SimpleNamespace(spec=SimpleNamespace(num_views=6))
-    resolution_px = 8
+    codec = SimpleNamespace(spec=SimpleNamespace(num_views=6), image_px=8)
     text_encoder = SimpleNamespace(unknown_words=lambda prompt: [])
 
     def to(self, device: torch.device) -> "Generator":

@@ -21,10 +21,12 @@ from modules.callbacks.ema import WeightAverage
 from modules.callbacks.expert_gradients import ExpertGradients, expert_norms
 from modules.callbacks.timestep_bins import TimestepBins, bin_sums
 from modules.latents.spec import LatentSpec
+from modules.losses.flow import TimestepMix, mean_over_noisy
 from modules.networks.adapters import MixtureOfLoRA
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.flux2 import Flux2Backbone
 from modules.networks.text_encoder import Vocabulary
+from modules.systems import latent_diffusion
 
 
 def make_adapted(seed=0) -> JointDenoiser:
@@ -228,6 +230,59 @@ def test_foreground_weighting_is_asked_for_and_needs_a_cache_that_tells(tmp_path
         trainer.fit(system, torch.utils.data.DataLoader([covered], batch_size=None))
         losses[weight] = trainer.callback_metrics["train/loss/total"].item()
     assert losses[1.0] != losses[4.0]
+
+
+# Modalities of the second and the fourth sample are held clean.
+LEVELS = torch.tensor([[0.3, 0.5, 0.9], [0.6, 0.0, 0.0], [0.2, 0.2, 0.2], [0.7, 0.0, 0.0]])
+
+
+def step_once(tmp_path, monkeypatch, size, loaded):
+    """Make one SGD step of batches of `size` out of four samples; return its gradients."""
+    system = make_adapted_system(text_dropout=0.0, image_share=0.0)
+    system.build_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
+    levels = iter(LEVELS.split(size))
+    monkeypatch.setattr(TimestepMix, "sample", lambda *_, **__: next(levels))
+    noise = torch.randn(loaded["latents"].shape, generator=torch.Generator().manual_seed(5))
+    parts = iter(noise.split(size))
+    monkeypatch.setattr(latent_diffusion.torch, "randn", lambda *_, **__: next(parts))
+    before = {n: p.detach().clone() for n, p in system.named_parameters() if p.requires_grad}
+    batches = [
+        {"latents": latents, "caption": loaded["caption"][i * size : (i + 1) * size]}
+        for i, latents in enumerate(loaded["latents"].split(size))
+    ]
+    trainer = make_trainer(tmp_path, 1)
+    trainer.accumulate_grad_batches = len(batches)
+    trainer.fit(system, torch.utils.data.DataLoader(batches, batch_size=None))
+    monkeypatch.undo()
+    assert trainer.global_step == 1
+    return {n: before[n] - p for n, p in system.named_parameters() if p.requires_grad}
+
+
+def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(tmp_path, monkeypatch):
+    """Where each has as many noisy samples of a modality as the others; here half of two."""
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(4, 3, VIEWS, CHANNELS, 2, 2, generator=generator)
+    loaded = {"latents": latents, "caption": ["a red chair", "a blue mug", "a", "chair"]}
+    whole = step_once(tmp_path, monkeypatch, 4, loaded)
+    accumulated = step_once(tmp_path, monkeypatch, 2, loaded)
+    assert max(change.abs().max() for change in whole.values()) > 1e-3
+    for name, change in whole.items():
+        torch.testing.assert_close(accumulated[name], change, rtol=1e-4, atol=1e-6)
+
+
+def test_modalities_that_are_held_clean_add_nothing_to_the_loss(tmp_path, monkeypatch):
+    system = make_adapted_system(image_share=0.0, text_dropout=0.0)
+    batch = make_batch()
+    for value in (0.0, 100.0):  # whatever is predicted for them
+        monkeypatch.setattr(
+            system, "predict", lambda noisy, *_, v=value: noisy.new_full(noisy.shape, v)
+        )
+        times = torch.tensor([[0.5, 0.0, 0.0]] * 2)
+        told = system.conditions(batch, batch["caption"], None)
+        errors, _ = system._errors(batch, told, times, torch.zeros_like(batch["latents"]))
+        losses = mean_over_noisy(errors, times)
+        assert losses[0] > 0.0
+        assert losses[1:].tolist() == [0.0, 0.0]
 
 
 COMPILED = """

@@ -1,12 +1,15 @@
 """Vision tokens are those of the real classes of transformers, of whole images."""
 
+import inspect
 import json
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from tiny_vision import BUILD, MEAN, NUM_TOKENS, SIDE_PX, STD, WIDTH, save_vision
 from transformers import CLIPConfig, CLIPModel
 
+from data_pipeline.command_line import CONFIG_DIR, compose
 from data_pipeline.contract import UserError
 from modules.networks.vision_encoder import LEADING_TOKENS, VisionEncoder
 
@@ -39,6 +42,14 @@ def test_images_are_resized_whole_whatever_their_size(kind, tmp_path):
     corner = smooth.clone()
     corner[..., :4, :4] = 1.0  # which a central crop would cut off
     assert (encoder.embed(corner) - encoder.embed(smooth)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", [file.stem for file in (CONFIG_DIR / "vision").glob("*.yaml")])
+def test_every_config_names_a_known_kind_and_only_what_an_encoder_takes(name):
+    config = compose("encode", ["shards=x", "autoencoder=x", "out=x", f"vision={name}"])
+    build = instantiate(config.vision, _convert_="object")
+    inspect.signature(VisionEncoder).bind(**build.keywords)
+    assert build.keywords["kind"] in LEADING_TOKENS
 
 
 def test_it_stays_frozen_and_is_found_again_by_its_config(tmp_path):
