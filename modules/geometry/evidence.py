@@ -38,9 +38,10 @@ its diagonal, so that no grid value next to a seen surface is touched."""
 FINEST_SPACING = 1.1 / 128
 """World units between pixels: finer images are measured in these, as those that one trains on."""
 
-EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.06, 0.26
-"""In spacings: of exact images (.051 at most on the development assets, where noise of .005 world
-units gives .09 and more) and of those about which everything may be doubted."""
+EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.11, 0.31
+"""In spacings: of exact images (.105 at most on 24 assets at three sizes, as shading normals are
+smooth) and of those about which everything may be doubted (depth noise of .015 gives .26 and more).
+"""
 
 
 class Evidence:
