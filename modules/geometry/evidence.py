@@ -172,9 +172,9 @@ class Evidence:
         chosen = np.arange(0, len(observation.position), max(len(observation.position) // 4096, 1))
         position, normal = observation.position[chosen], observation.normal[chosen]
         ranks = list(range(2, min(9, len(observation.position)) + 1))
-        distance, index = self._tree.query(position, k=ranks)
         if not ranks:
             return 0.0
+        distance, index = self._tree.query(position, k=ranks)
         both = 0.5 * (normal[:, None] + observation.normal[index])
         rise = np.abs((both * (position[:, None] - observation.position[index])).sum(axis=-1))
         alike = (normal[:, None] * observation.normal[index]).sum(axis=-1) > 0.8

@@ -285,3 +285,12 @@ def test_a_thin_sheet_is_neither_torn_nor_thick_on_a_coarse_grid():
 def test_images_that_show_nothing_are_a_user_error():
     with pytest.raises(UserError, match="no surface"):
         Reconstructor.classical()(torch.zeros(3, 6, 3, 16, 16), ORTHO6)
+
+
+def test_one_point_is_enough_for_evidence():
+    images, hit = observe(sphere(), 32)
+    few = np.zeros_like(hit)
+    few[0, 16, 16] = True
+    refined = RefinedField(ClassicalField(lift(images, ORTHO6, few)), small_refiner(True))
+    assert np.isfinite(refined.distance(queries())).all()
+    assert np.isfinite(refined.colour(queries(), up())).all()
