@@ -38,9 +38,10 @@ its diagonal, so that no grid value next to a seen surface is touched."""
 FINEST_SPACING = 1.1 / 128
 """World units between pixels: finer images are measured in these, as those that one trains on."""
 
-EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.06, 0.26
-"""In spacings: of exact images (.051 at most on the development assets, where noise of .005 world
-units gives .09 and more) and of those about which everything may be doubted."""
+EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.11, 0.31
+"""In spacings: of exact images (.105 at most on 24 assets at three sizes, as shading normals are
+smooth) and of those about which everything may be doubted (depth noise of .015 gives .26 and more).
+"""
 
 
 class Evidence:
@@ -171,9 +172,9 @@ class Evidence:
         chosen = np.arange(0, len(observation.position), max(len(observation.position) // 4096, 1))
         position, normal = observation.position[chosen], observation.normal[chosen]
         ranks = list(range(2, min(9, len(observation.position)) + 1))
-        distance, index = self._tree.query(position, k=ranks)
         if not ranks:
             return 0.0
+        distance, index = self._tree.query(position, k=ranks)
         both = 0.5 * (normal[:, None] + observation.normal[index])
         rise = np.abs((both * (position[:, None] - observation.position[index])).sum(axis=-1))
         alike = (normal[:, None] * observation.normal[index]).sum(axis=-1) > 0.8

@@ -96,11 +96,11 @@ def test_doubt_tells_noisy_images_from_exact_ones(resolution_px: int):
     exact = Evidence(ClassicalField(lift(images, ORTHO6, hit)))
     assert exact.roughness < EXACT_ROUGHNESS
     assert np.percentile(exact.doubt(surface)[0], 95) == 0.0
-    for level in (0.005, 0.015, 0.04):
+    for level in (0.015, 0.04):
         settings = Corruption(clean_share=0, coord_noise=(level, level), drop_share=0)
         spoilt = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(0))
         noisy = Evidence(ClassicalField(lift(*_images_cameras_hit(*spoilt))))
-        assert np.percentile(noisy.doubt(surface)[0], 5) > min(20.0 * level, 0.9)
+        assert np.percentile(noisy.doubt(surface)[0], 5) > 0.5
 
 
 def inputs(field: ClassicalField) -> tuple[torch.Tensor, ...]:
@@ -285,3 +285,12 @@ def test_a_thin_sheet_is_neither_torn_nor_thick_on_a_coarse_grid():
 def test_images_that_show_nothing_are_a_user_error():
     with pytest.raises(UserError, match="no surface"):
         Reconstructor.classical()(torch.zeros(3, 6, 3, 16, 16), ORTHO6)
+
+
+def test_one_point_is_enough_for_evidence():
+    images, hit = observe(sphere(), 32)
+    few = np.zeros_like(hit)
+    few[0, 16, 16] = True
+    refined = RefinedField(ClassicalField(lift(images, ORTHO6, few)), small_refiner(True))
+    assert np.isfinite(refined.distance(queries())).all()
+    assert np.isfinite(refined.colour(queries(), up())).all()
