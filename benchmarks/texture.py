@@ -46,7 +46,7 @@ from modules.reporting.rebuild_cases import sample_truth
 
 NUM_VIEWS, RESOLUTION_PX = 12, 256
 METHODS = ("rebuilt", "baked", "projected")
-SHOWN_VIEWS = (0, 1, 3)
+SHOWN_VIEWS = (0, 3)
 
 
 def main() -> None:
@@ -85,7 +85,10 @@ def main() -> None:
     for shards in arguments.shards:
         print_table(shards.name, [row for (name, _), row in rows.items() if name == shards.name])
     if arguments.picture is not None:
-        Image.fromarray(np.concatenate(pictures)).save(arguments.picture, optimize=True)
+        high = max(len(picture) for picture in pictures)
+        pads = [((0, high - len(picture)), (0, 24), (0, 0)) for picture in pictures]
+        padded = [np.pad(*each, constant_values=255) for each in zip(pictures, pads, strict=True)]
+        Image.fromarray(np.concatenate(padded, axis=1)).save(arguments.picture, optimize=True)
 
 
 def one_asset(
@@ -208,9 +211,7 @@ def _picture(columns: list[Views]) -> NDArray[np.uint8]:
     box = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
     cells = [[over(v.rgb, v.hit, 1.0)[i][box] for v in columns] for i in SHOWN_VIEWS]
     picture = np.concatenate([np.concatenate(row, axis=1) for row in cells])
-    wide = np.ones((len(picture), 4 * RESOLUTION_PX, 3))
-    wide[:, : picture.shape[1]] = picture
-    return np.rint(np.clip(wide, 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
 def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
