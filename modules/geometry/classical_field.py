@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
+from modules.geometry.view_alignment import align_views
+from modules.geometry.view_noise import estimate_noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +82,13 @@ class ClassicalField:
     def __init__(self, observation: Observation, settings: ClassicalSettings | None = None) -> None:
         if not len(observation.position):
             raise ValueError("an observation without any point has no field")
-        self.observation = observation
         self.settings = settings or ClassicalSettings()
         self.noise = estimate_noise(observation)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
+        if self.noise > 0:
+            observation = align_views(observation, self.noise)
+        self.observation = observation
+        """What the field is made of: depths of views that disagreed are corrected."""
         smoothed = self.settings.smoothing * self.noise
         self._points = _thin(observation, cell=smoothed)
         self._tree = cKDTree(self._points.position)
@@ -275,46 +279,6 @@ class ClassicalField:
 class _Points:
     position: Float[ndarray, "n 3"]
     normal: Float[ndarray, "n 3"]
-
-
-def estimate_noise(observation: Observation) -> float:
-    """Return how far the views contradict each other: world units, 0 for exact images.
-
-    A lifted point lies in front of nothing that another view saw, and on no view's background, but
-    for errors: the upper quartile of those trespasses, a pixel of grace given, is the estimate.
-    A sheet whose two sides were seen is there, whatever another view looks through: seen from its
-    edge it may hit no pixel.
-    """
-    position, view, spacing = observation.position, observation.view, observation.spacing
-    trespass = np.zeros(len(position))
-    for index, camera in enumerate(observation.cameras):
-        hit = observation.hit[index]
-        if not hit.any():
-            continue
-        own = np.flatnonzero(view != index)
-        pixels, depth = camera.project(position[own], len(hit))
-        column, row = np.clip(np.floor(pixels), 0, len(hit) - 1).astype(np.int64).T
-        closest = ndimage.minimum_filter(observation.depth[index], 3)[row, column]
-        outside = ndimage.distance_transform_edt(~hit)[row, column] * spacing - spacing
-        amount = np.where(np.isfinite(closest), closest - depth, outside)
-        amount[np.isneginf(closest)] = 0.0  # a view that cannot tell contradicts nothing
-        trespass[own] = np.maximum(trespass[own], amount)
-    doubted = np.flatnonzero(trespass > 0.0)
-    trespass[doubted[_on_sheet(observation, doubted)]] = 0.0
-    return float(np.percentile(trespass, 75)) if len(trespass) else 0.0
-
-
-def _on_sheet(observation: Observation, chosen: Int[ndarray, " q"]) -> Bool[ndarray, " q"]:
-    """Return which of some lifted points have one that faces the other way within 1.5 spacings."""
-    position, normal = observation.position, observation.normal
-    ranks = list(range(1, min(8, len(position)) + 1))
-    reach = 1.5 * observation.spacing
-    distance, index = _query(
-        cKDTree(position), position[chosen], k=ranks, distance_upper_bound=reach
-    )
-    found = np.isfinite(distance)
-    facing = np.einsum("qkc,qc->qk", normal[np.where(found, index, 0)], normal[chosen])
-    return (found & (facing < -0.5)).any(axis=1)
 
 
 def _query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:

@@ -194,7 +194,7 @@ class Reconstructor:
             vertices[atlas.source],
             atlas,
             smooth_normals(vertices, faces)[atlas.source],
-            observation,
+            classical.observation,
             classical.noise,
             field.colour,
             BakeSettings(resolution_px=texture_px),

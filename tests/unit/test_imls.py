@@ -3,9 +3,10 @@ import pytest
 import trimesh
 from analytic import ORTHO6, bowl, flat_colored, observe, sphere
 
-from modules.geometry.classical_field import ClassicalField, estimate_noise
+from modules.geometry.classical_field import ClassicalField
 from modules.geometry.corruption import Corruption, corrupt
 from modules.geometry.lift import lift
+from modules.geometry.view_noise import estimate_noise
 
 
 def field_of(mesh, resolution_px: int = 64) -> ClassicalField:
