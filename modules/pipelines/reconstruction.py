@@ -186,7 +186,7 @@ class Reconstructor:
         if refine_steps:
             with tqdm(total=refine_steps, desc="fit", unit="step", leave=False) as bar:
                 vertices = fit_vertices(
-                    vertices, faces, observation, refine_steps, progress=bar.update
+                    vertices, faces, classical.observation, refine_steps, progress=bar.update
                 )
         vertices = round_apart(vertices, faces)
         atlas = unwrap(vertices, faces, texture_px)
