@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from skimage.measure import marching_cubes
 from torch import Tensor
 
-from modules.geometry.well_composed import join_diagonals
+from modules.geometry.marching_cubes import CORNERS, crossings
+from modules.geometry.well_composed import joints
 
 LEAST_SHARE = 0.01
 """Values are taken to be at least this share of a cell away from 0: no vertex lies on a corner."""
@@ -49,21 +49,14 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     least = LEAST_SHARE * step
     values = torch.where(border, values.clamp_min(0.5 * step), values)
     values = torch.where(values < 0, values.clamp_max(-least), values.clamp_min(least))
-    # Else marching cubes puts some vertices inside of cells, where no two values decide.
-    fixed = join_diagonals(values.detach().cpu().numpy(), least)
-    joined = torch.from_numpy(fixed).to(values.device)
-    values = torch.where((joined < 0) & (values > 0), joined, values)
-    empty = torch.zeros(0, dtype=torch.int64, device=values.device)
-    if fixed.min() >= 0.0:
-        return GridSurface(empty.view(0, 2), values.flatten()[:0], empty.view(0, 3))
-    places, faces, _, _ = marching_cubes(fixed.astype(np.float32), 0.0, allow_degenerate=False)
-    places = torch.from_numpy(places.copy()).to(values.device)
-    low = places.floor().long()
-    high = low + (places > low).long()  # one coordinate lies between two grid points
-    strides = torch.tensor([values.shape[1] * values.shape[2], values.shape[2], 1])
-    strides = strides.to(values.device)
-    ends = torch.stack([(low * strides).sum(dim=1), (high * strides).sum(dim=1)], dim=1)
+    side = np.array(values.shape)
+    corners = np.indices(side - 1).reshape(3, -1).T[:, None] + CORNERS
+    cells = corners @ np.array([side[1] * side[2], side[2], 1])
+    signs = values.detach().cpu().double().flatten().numpy().copy()
+    while len(joint := joints(cells, signs)):
+        signs[joint] = -least
+    ends, faces = (torch.from_numpy(each).to(values.device) for each in crossings(cells, signs))
+    inside = torch.from_numpy(signs < 0).to(values.device).view_as(values)
+    values = torch.where(inside & (values > 0), torch.full_like(values, -least), values)
     first, second = values.flatten()[ends].unbind(dim=1)
-    return GridSurface(
-        ends, first / (first - second), torch.from_numpy(faces.astype("int64")).to(values.device)
-    )
+    return GridSurface(ends, first / (first - second), faces)

@@ -72,6 +72,21 @@ def march(
         place: grid coordinates of the corners.
         values: at the corners; none is 0.
     """
+    ends, faces = crossings(cells, values)
+    low, high = ends.T
+    share = (values[low] / (values[low] - values[high]))[:, None]
+    return place[low] * (1.0 - share) + place[high] * share, faces
+
+
+def crossings(
+    cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"]
+) -> tuple[Int[ndarray, "v 2"], Int[ndarray, "f 3"]]:
+    """Return the corners between which each vertex of the surface lies, and its faces; see `march`.
+
+    Args:
+        cells: indices of each cell's corners.
+        values: at the corners; none is 0.
+    """
     inside = values[cells] < 0
     code = inside @ (1 << np.arange(8))
     chosen = np.arange(TRIANGLES.shape[1]) < NUM_TRIANGLES[code][:, None]
@@ -79,6 +94,4 @@ def march(
     edge = TRIANGLES[code][chosen]
     ends = cells[cell[:, None, None], EDGES[edge]]
     key, index = np.unique(ends[..., 0] * len(values) + ends[..., 1], return_inverse=True)
-    low, high = np.divmod(key, len(values))
-    share = (values[low] / (values[low] - values[high]))[:, None]
-    return place[low] * (1.0 - share) + place[high] * share, index.reshape(-1, 3)
+    return np.stack(np.divmod(key, len(values)), axis=1), index.reshape(-1, 3)
