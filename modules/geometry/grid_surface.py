@@ -49,9 +49,9 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     least = LEAST_SHARE * step
     values = torch.where(border, values.clamp_min(0.5 * step), values)
     values = torch.where(values < 0, values.clamp_max(-least), values.clamp_min(least))
-    side = np.array(values.shape)
-    corners = np.indices(side - 1).reshape(3, -1).T[:, None] + CORNERS
-    cells = corners @ np.array([side[1] * side[2], side[2], 1])
+    side = values.shape[0]
+    corners = np.indices((side - 1,) * 3).reshape(3, -1).T[:, None] + CORNERS
+    cells = corners @ np.array([side**2, side, 1])
     signs = values.detach().cpu().double().flatten().numpy().copy()
     while len(joint := joints(cells, signs)):
         signs[joint] = -least
