@@ -348,6 +348,7 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path, help="pipeline folder; else the classical method")
     parser.add_argument("--grid", type=int, default=96)
     parser.add_argument("--texture-px", type=int, default=512)
+    parser.add_argument("--refine-steps", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--memory-mb", type=float, default=2048.0)
     arguments = parser.parse_args()
@@ -362,7 +363,7 @@ def main() -> None:
         for kind, seed, case in make_cases(arguments.count):
             path = folder / f"{kind}_{seed}.glb"
             limits = arguments.seconds, arguments.memory_mb
-            sizes = {"grid": arguments.grid, "texture_px": arguments.texture_px}
+            sizes = {key: getattr(arguments, key) for key in ("grid", "texture_px", "refine_steps")}
             rows.append((kind, in_child(*limits, case, path, reconstruct, **sizes)))
             print(kind, seed, rows[-1][1]["outcome"], rows[-1][1].get("said", ""), flush=True)
     print_table(rows)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class SampleDataset(Dataset[dict[str, Any]]):
         num_sdf_points: k, at most what is stored.
         seed: of the subsets, which are a function of it and the position in the stream.
         keep_decoded: keep decoded samples in memory; for sets that fit.
+        prepare: what is done to every item last, given its position in the stream too: work for
+            the loader's processes.
     """
 
     def __init__(
@@ -55,10 +58,11 @@ class SampleDataset(Dataset[dict[str, Any]]):
         num_sdf_points: int,
         seed: int,
         keep_decoded: bool,
+        prepare: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
     ) -> None:
         self.shard_set = ShardSet(Path(shards), "samples")
         self.num_surface_points, self.num_sdf_points = num_surface_points, num_sdf_points
-        self.seed = seed
+        self.seed, self.prepare = seed, prepare
         self._decoded: dict[int, dict[str, Any]] | None = {} if keep_decoded else None
 
     def __len__(self) -> int:
@@ -82,7 +86,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
                 for key, array in geometry.items()
                 if key.startswith(prefix)
             }
-        return sample
+        return sample if self.prepare is None else self.prepare(sample, position)
 
     def load(self, i: int) -> dict[str, Any]:
         """Return sample `i` whole: its points, uncut, under `geometry` as float32 arrays."""

@@ -17,6 +17,10 @@ MIP_PX = 128
 """Charts stay a texel apart down to the mip level of this side."""
 
 
+LEAST_USE = 0.05
+"""Share of the texture that charts must fill, unless a grid of triangles fills less."""
+
+
 @dataclass(frozen=True)
 class Atlas:
     """How a mesh lies in its texture.
@@ -31,6 +35,13 @@ class Atlas:
     faces: Int[ndarray, "f 3"]
     uv: Float[ndarray, "a 2"]
 
+    @property
+    def use(self) -> float:
+        """Share of the texture that faces cover."""
+        a, b, c = np.moveaxis(self.uv[self.faces], 1, 0)
+        (ux, uy), (vx, vy) = (b - a).T, (c - a).T
+        return float(np.abs(ux * vy - uy * vx).sum() / 2.0)
+
 
 def unwrap(
     vertices: Float[ndarray, "n 3"],
@@ -40,6 +51,9 @@ def unwrap(
     timeout_s: float = 120.0,
 ) -> Atlas:
     """Return a UV atlas. Where xatlas fails or takes too long, warn and lay faces out on a grid.
+
+    So too where faces hang together so little (a soup of triangles) that the air between charts
+    leaves them next to nothing of the texture.
 
     Args:
         vertices: positions.
@@ -70,12 +84,21 @@ def unwrap(
         reason = told[-1] if told else f"nothing after {timeout_s:g} s"
         warnings.warn(f"xatlas gave no atlas ({reason}): a grid atlas is used", stacklevel=2)
         return grid_atlas(faces, resolution_px)
-    atlas = np.load(io.BytesIO(result.stdout))
-    return Atlas(
-        source=atlas["source"].astype(np.int64),
-        faces=atlas["faces"].astype(np.int64),
-        uv=atlas["uv"].astype(np.float64),
+    made = np.load(io.BytesIO(result.stdout))
+    atlas = Atlas(
+        source=made["source"].astype(np.int64),
+        faces=made["faces"].astype(np.int64),
+        uv=made["uv"].astype(np.float64),
     )
+    grid = grid_atlas(faces, resolution_px)
+    if atlas.use < min(LEAST_USE, grid.use):
+        warnings.warn(
+            f"the charts of {len(faces)} faces fill {atlas.use:.1%} of a texture of "
+            f"{resolution_px} px: a grid atlas is used; a larger texture_px may do without",
+            stacklevel=2,
+        )
+        return grid
+    return atlas
 
 
 def grid_atlas(faces: Int[ndarray, "f 3"], resolution_px: int) -> Atlas:

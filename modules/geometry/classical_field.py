@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
+from modules.geometry.view_alignment import align_views
+from modules.geometry.view_noise import estimate_noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +60,11 @@ class FieldSample:
         distance: signed distance, positive outside, cut off at the truncation; world units.
         nearest: distance to the nearest lifted point (infinite beyond the truncation).
         free: how far the point lies in free space, cut off at the carving band; world units.
-        doubt: 0 where exact views saw the surface next to the point, up to 1 where none did or
-            where the views contradict each other: how much a learned residual may say.
     """
 
     distance: Float[ndarray, " p"]
     nearest: Float[ndarray, " p"]
     free: Float[ndarray, " p"]
-    doubt: Float[ndarray, " p"]
     thickened: Float[ndarray, " p"]
 
 
@@ -81,10 +79,13 @@ class ClassicalField:
     def __init__(self, observation: Observation, settings: ClassicalSettings | None = None) -> None:
         if not len(observation.position):
             raise ValueError("an observation without any point has no field")
-        self.observation = observation
         self.settings = settings or ClassicalSettings()
         self.noise = estimate_noise(observation)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
+        if self.noise > 0:
+            observation = align_views(observation, self.noise)
+        self.observation = observation
+        """What the field is made of: depths of views that disagreed are corrected."""
         smoothed = self.settings.smoothing * self.noise
         self._points = _thin(observation, cell=smoothed)
         self._tree = cKDTree(self._points.position)
@@ -119,13 +120,10 @@ class ClassicalField:
             margin = trust * (settings.margin * spacing + sheet)
             value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
             thickened[near] = sheet
-        unseen = np.clip((nearest / self.observation.spacing - 1.0) / 2.0, 0.0, 1.0)
-        noisy = min(4.0 * self.noise / self.observation.spacing, 1.0)
         return FieldSample(
             distance=np.clip(value, -truncation, truncation),
             nearest=nearest,
             free=free,
-            doubt=1.0 - (1.0 - unseen) * (1.0 - noisy),
             thickened=thickened,
         )
 
@@ -141,41 +139,6 @@ class ClassicalField:
         kept = self.settings.kept_thickness * self.observation.spacing / 2.0
         moved_out = self.sample(vertices).thickened
         return vertices - np.maximum(moved_out - kept, 0.0)[:, None] * normals
-
-    def features(
-        self, points: Float[ndarray, "p 3"], sample: FieldSample
-    ) -> Float[ndarray, "p 13"]:
-        """Return what networks read of the field at some points, in [-1, 1].
-
-        Distance, nearest, free and doubt of the sample; how far each of the four views that look
-        farthest past the point does so; the distance to the planes of the four and of the sixteen
-        nearest points, the spread of the latter and how well their normals agree; and the noise.
-
-        Args:
-            points: world positions.
-            sample: the field there.
-        """
-        truncation = self.settings.truncation
-        own = [
-            sample.distance / truncation,
-            np.minimum(sample.nearest / truncation, 1.0),
-            sample.free / self.carve_band,
-            sample.doubt,
-        ]
-        views = np.full((max(len(self.observation.cameras), 4), len(points)), -1.0)
-        for view in range(len(self.observation.cameras)):
-            seen_past, inside = self._seen_past(points, view, truncation)
-            views[view, inside] = seen_past / truncation
-        farthest = np.sort(views, axis=0)[::-1][:4]
-        ranks = list(range(1, min(16, len(self._points.position)) + 1))
-        _, index = _query(self._tree, points, k=ranks)
-        normal = self._points.normal[index]
-        plane = np.einsum("pkc,pkc->pk", normal, points[:, None] - self._points.position[index])
-        plane /= truncation
-        agreement = np.linalg.norm(normal.mean(axis=1), axis=1)
-        planes = [plane[:, :4].mean(axis=1), plane.mean(axis=1), plane.std(axis=1), agreement]
-        noise = np.full(len(points), self.noise / truncation)
-        return np.clip(np.stack([*own, *farthest, *planes, noise], axis=1), -1.0, 1.0)
 
     def colour(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
@@ -275,46 +238,6 @@ class ClassicalField:
 class _Points:
     position: Float[ndarray, "n 3"]
     normal: Float[ndarray, "n 3"]
-
-
-def estimate_noise(observation: Observation) -> float:
-    """Return how far the views contradict each other: world units, 0 for exact images.
-
-    A lifted point lies in front of nothing that another view saw, and on no view's background, but
-    for errors: the upper quartile of those trespasses, a pixel of grace given, is the estimate.
-    A sheet whose two sides were seen is there, whatever another view looks through: seen from its
-    edge it may hit no pixel.
-    """
-    position, view, spacing = observation.position, observation.view, observation.spacing
-    trespass = np.zeros(len(position))
-    for index, camera in enumerate(observation.cameras):
-        hit = observation.hit[index]
-        if not hit.any():
-            continue
-        own = np.flatnonzero(view != index)
-        pixels, depth = camera.project(position[own], len(hit))
-        column, row = np.clip(np.floor(pixels), 0, len(hit) - 1).astype(np.int64).T
-        closest = ndimage.minimum_filter(observation.depth[index], 3)[row, column]
-        outside = ndimage.distance_transform_edt(~hit)[row, column] * spacing - spacing
-        amount = np.where(np.isfinite(closest), closest - depth, outside)
-        amount[np.isneginf(closest)] = 0.0  # a view that cannot tell contradicts nothing
-        trespass[own] = np.maximum(trespass[own], amount)
-    doubted = np.flatnonzero(trespass > 0.0)
-    trespass[doubted[_on_sheet(observation, doubted)]] = 0.0
-    return float(np.percentile(trespass, 75)) if len(trespass) else 0.0
-
-
-def _on_sheet(observation: Observation, chosen: Int[ndarray, " q"]) -> Bool[ndarray, " q"]:
-    """Return which of some lifted points have one that faces the other way within 1.5 spacings."""
-    position, normal = observation.position, observation.normal
-    ranks = list(range(1, min(8, len(position)) + 1))
-    reach = 1.5 * observation.spacing
-    distance, index = _query(
-        cKDTree(position), position[chosen], k=ranks, distance_upper_bound=reach
-    )
-    found = np.isfinite(distance)
-    facing = np.einsum("qkc,qc->qk", normal[np.where(found, index, 0)], normal[chosen])
-    return (found & (facing < -0.5)).any(axis=1)
 
 
 def _query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:

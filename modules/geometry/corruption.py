@@ -1,7 +1,7 @@
 """Spoiling exact 2.5D images the way decoders and generators do, to train what mends them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,6 +24,10 @@ class Corruption:
         drop_share: share of the samples that lose views.
         max_dropped: most views that a sample loses.
         blur_px: greatest standard deviation of the blur of silhouettes, at the greatest noise.
+        misaligned_share: share of the samples that are not exact whose views do not stand where
+            their cameras say.
+        misaligned_px: standard deviation of a view's shift within its image plane, in pixels.
+        misaligned_deg: and of its turn about its viewing axis.
     """
 
     clean_share: float = 0.2
@@ -32,6 +36,9 @@ class Corruption:
     drop_share: float = 0.3
     max_dropped: int = 2
     blur_px: float = 1.5
+    misaligned_share: float = 0.0
+    misaligned_px: float = 1.0
+    misaligned_deg: float = 1.0
 
 
 def corrupt(
@@ -58,6 +65,8 @@ def corrupt(
     cameras = tuple(cameras[index] for index in kept.tolist())
     if rng.random() < settings.clean_share:
         return images, hit, cameras
+    if settings.misaligned_share and rng.random() < settings.misaligned_share:
+        cameras = tuple(_misaligned(each, hit.shape[-1], settings, rng) for each in cameras)
     low, high = settings.coord_noise
     level = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     normal, coord = (np.moveaxis(images[m], 1, -1) for m in (1, 2))
@@ -81,6 +90,56 @@ def corrupt(
     background = np.array([1.0, 0.0, 0.0]).reshape(3, 1, 1, 1, 1)
     images = np.where(new_hit[None, :, None], images, background).astype(np.float32)
     return images, new_hit, cameras
+
+
+def subsample(
+    images: Float[ndarray, "m v 3 h w"],
+    hit: Bool[ndarray, "v h w"],
+    cameras: Sequence[Camera],
+    corner: tuple[int, int],
+) -> tuple[Float[ndarray, "m v 3 g g"], Bool[ndarray, "v g g"], tuple[Camera, ...]]:
+    """Return one pixel of every 2 x 2 and the cameras that saw just those: exact, half the size.
+
+    Args:
+        images: rgb, normal, coord.
+        hit: exact foreground.
+        cameras: orthographic ones.
+        corner: row and column, 0 or 1, of the pixels that are kept.
+
+    Raises:
+        ValueError: a camera is perspective: moving it would turn its rays.
+    """
+    row, column = corner
+    size = hit.shape[-1]
+    moved = []
+    for camera in cameras:
+        if camera.ortho_scale is None:
+            raise ValueError(f"camera {camera.name} is perspective: only parallel rays thin out")
+        # The pixel that is kept lies half a fine pixel from the middle of its 2 x 2.
+        step = camera.ortho_scale / size
+        moved.append(_moved(camera, (column - 0.5) * step, (0.5 - row) * step, 0.0))
+    return images[..., row::2, column::2], hit[..., row::2, column::2], tuple(moved)
+
+
+def _misaligned(
+    camera: Camera, resolution_px: int, settings: Corruption, rng: np.random.Generator
+) -> Camera:
+    """Return a camera that stands beside the one that made an image."""
+    width = camera.ortho_scale
+    if width is None:
+        assert camera.fov_deg is not None
+        distance = np.linalg.norm(camera.matrix[:3, 3])
+        width = 2.0 * distance * np.tan(np.radians(camera.fov_deg) / 2.0)
+    x, y = rng.normal(0.0, settings.misaligned_px * width / resolution_px, 2)
+    return _moved(camera, x, y, rng.normal(0.0, settings.misaligned_deg))
+
+
+def _moved(camera: Camera, right: float, up: float, roll_deg: float) -> Camera:
+    """Return a camera moved within its image plane and turned about its viewing axis."""
+    cosine, sine = np.cos(np.radians(roll_deg)), np.sin(np.radians(roll_deg))
+    step = np.eye(4)
+    step[:2, :2], step[:2, 3] = [[cosine, -sine], [sine, cosine]], (right, up)
+    return replace(camera, camera_to_world=(camera.matrix @ step).tolist())
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Float[ndarray, "v h w"]:

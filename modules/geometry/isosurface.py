@@ -8,21 +8,29 @@ from collections.abc import Callable
 
 import igl
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from skimage.measure import marching_cubes
 
+from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
-from modules.geometry.well_composed import join_diagonals
+from modules.geometry.well_composed import joints
 
 DistanceFunction = Callable[[ndarray], ndarray]
 """Maps world points `(p, 3)` to signed distances `(p,)`, positive outside."""
 
 GRID_HALF_SIDE = 0.54
 """Grids span [-GRID_HALF_SIDE, GRID_HALF_SIDE]^3: the unit cube and a margin."""
+
+COARSEST = 24
+"""The first grid has at least so many cells along a side, and less than twice as many."""
+
+SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
+"""From a cell to the one behind each of its faces, in the order of `SQUARES`."""
+
+CHUNK = 65536
+"""Points that are evaluated at a time."""
 
 LEAST_SHARE = 0.01
 """Grid values are at least this share of a cell away from 0. Where the surface passes through a
@@ -37,44 +45,121 @@ def extract_isosurface(
 ) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
     """Return the zero set of a distance function on a grid, evaluated near the surface only.
 
-    A grid of half the cells is evaluated everywhere; the fine grid only in coarse cells that the
-    surface can cross: those with a change of sign, with a value below a cell's diagonal, or with a
-    known surface point. The border counts as outside, so the mesh is always closed.
+    Coarse to fine: cells that the surface can cross are split in eight until they have the size
+    wanted, and what is found is followed to its end: time and memory grow with the surface. The
+    border counts as outside, so the mesh is always closed.
 
     Args:
         distance: the field.
-        cells: cells along a side of the fine grid, even.
+        cells: cells along a side of the grid.
         points: known surface points: features thinner than a coarse cell are found by them.
         half_side: the grid spans [-half_side, half_side]^3.
     """
-    coarse_axis = np.linspace(-half_side, half_side, cells // 2 + 1)
-    coarse = _evaluate(distance, coarse_axis, np.ones([len(coarse_axis)] * 3, dtype=bool))
-    size = 2.0 * half_side / (cells // 2)
-    low, high = _cell_range(coarse)
-    closest = _cell_range(np.abs(coarse))[0]
-    active = ((low < 0) & (high >= 0)) | (closest < 0.5 * size)
-    index = np.clip(((points + half_side) / size).astype(np.int64), 0, cells // 2 - 1)
-    active[tuple(index.T)] = True
-    # A fine vertex is needed if any of the (up to eight) coarse cells around it is active.
-    wanted = np.zeros([cells + 1] * 3, dtype=bool)
-    for offset in np.ndindex(3, 3, 3):
-        where = tuple(slice(o, o + cells - 1, 2) for o in offset)
-        wanted[where] |= active
-    axis = np.linspace(-half_side, half_side, cells + 1)
-    fine: ndarray = ndimage.zoom(coarse, (cells + 1) / len(coarse_axis), order=1, grid_mode=False)
-    fine[wanted] = _evaluate(distance, axis, wanted)[wanted]
-    border = np.ones_like(wanted)
-    border[1:-1, 1:-1, 1:-1] = False
-    step = axis[1] - axis[0]
-    fine[border] = np.maximum(fine[border], 0.5 * step)
-    least = LEAST_SHARE * step
-    fine = join_diagonals(
-        np.where(fine < 0, np.minimum(fine, -least), np.maximum(fine, least)), least
-    )
-    if fine.min() >= 0:
-        return np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
-    vertices, faces, _, _ = marching_cubes(fine, 0.0, spacing=(step,) * 3, allow_degenerate=False)
-    return vertices.astype(np.float64) - half_side, faces.astype(np.int64)
+    samples = _GridSamples(distance, cells, half_side)
+    stride = 2 ** max(int(np.log2(cells / COARSEST)), 0)
+    place = np.clip(((points + half_side) / samples.step).astype(np.int64), 0, cells - 1)
+    corner = np.stack(np.meshgrid(*[np.arange(0, cells, stride)] * 3, indexing="ij"), axis=-1)
+    corner = corner.reshape(-1, 3)
+    while stride > 1:
+        index = samples.index(corner, stride)
+        values = samples.values[index]
+        low, high = values.min(axis=1), values.max(axis=1)
+        active = (low < 0) & (high >= 0)
+        active |= np.abs(values).min(axis=1) < 0.5 * stride * samples.step
+        active |= np.isin(samples.key(corner), np.unique(samples.key(place // stride * stride)))
+        stride //= 2
+        corner = (corner[active][:, None] + stride * CORNERS).reshape(-1, 3)
+        corner = corner[(corner < cells).all(axis=1)]
+    crossed, place = samples.closed(corner)
+    vertices, faces = march(crossed, place, samples.values)
+    return vertices * samples.step - half_side, faces
+
+
+class _GridSamples:
+    """Values of a field on those vertices of a grid that were asked for. Lengths: fine cells.
+
+    Args:
+        distance: the field.
+        cells: along a side of the grid.
+        half_side: the grid spans [-half_side, half_side]^3.
+    """
+
+    def __init__(self, distance: DistanceFunction, cells: int, half_side: float) -> None:
+        self.distance, self.cells, self.half_side = distance, cells, half_side
+        self.step = 2.0 * half_side / cells
+        self.values = np.zeros(0)
+        self._keys, self._order = np.zeros((2, 0), dtype=np.int64)
+
+    def key(self, place: Int[ndarray, "*n 3"]) -> Int[ndarray, "*n"]:
+        """Return one number for every vertex or, by its lowest corner, every cell."""
+        side = 2 * self.cells + 1
+        return (place[..., 0] * side + place[..., 1]) * side + place[..., 2]
+
+    def place(self, key: Int[ndarray, " n"]) -> Int[ndarray, "n 3"]:
+        """Return the coordinates of numbered vertices."""
+        side = 2 * self.cells + 1
+        return np.stack([key // side**2, key // side % side, key % side], axis=1)
+
+    def index(self, corner: Int[ndarray, "c 3"], stride: int) -> Int[ndarray, "c 8"]:
+        """Return where `values` holds the corners of cells, evaluating those that it lacks.
+
+        Args:
+            corner: the cells' lowest corners.
+            stride: the cells' side.
+        """
+        keys = self.key(corner[:, None] + stride * CORNERS)
+        wanted, inverse = np.unique(keys, return_inverse=True)
+        at = np.searchsorted(self._keys, wanted)
+        known = np.zeros(len(wanted), dtype=bool)
+        inner = at < len(self._keys)
+        known[inner] = self._keys[at[inner]] == wanted[inner]
+        missing = wanted[~known]
+        found = [
+            self._evaluate(self.place(missing[start : start + CHUNK]))
+            for start in range(0, len(missing), CHUNK)
+        ]
+        new = len(self.values) + np.arange(len(missing))
+        self.values = np.concatenate([self.values, *found])
+        self._keys = np.insert(self._keys, at[~known], missing)
+        self._order = np.insert(self._order, at[~known], new)
+        return self._order[np.searchsorted(self._keys, wanted)][inverse.reshape(keys.shape)]
+
+    def closed(
+        self, corner: Int[ndarray, "c 3"]
+    ) -> tuple[Int[ndarray, "d 8"], Int[ndarray, "n 3"]]:
+        """Return all fine cells that the surfaces in some cells cross, well-composed.
+
+        Args:
+            corner: the cells' lowest corners.
+
+        Returns:
+            Indices of their corners into `values`, and the coordinates of those vertices.
+        """
+        while True:
+            crossed = self.index(corner, 1)
+            while len(joints_found := joints(crossed, self.values)):
+                self.values[joints_found] = -LEAST_SHARE * self.step
+            inside = self.values[crossed] < 0
+            kept = inside.any(axis=1) & ~inside.all(axis=1)
+            corner, crossed, inside = corner[kept], crossed[kept], inside[kept]
+            follow = [corner]
+            for square, step in zip(SQUARES, SQUARE_STEPS, strict=True):
+                goes_on = inside[:, square].any(axis=1) & ~inside[:, square].all(axis=1)
+                follow.append(corner[goes_on] + step)
+            found = self.place(np.unique(self.key(np.concatenate(follow))))
+            if len(found) == len(corner):
+                place = np.zeros((len(self.values), 3), dtype=np.int64)
+                place[self._order] = self.place(self._keys)
+                return crossed, place
+            corner = found
+
+    def _evaluate(self, place: Int[ndarray, "n 3"]) -> Float[ndarray, " n"]:
+        """Return the field at vertices: outside on the border, and never 0."""
+        values = self.distance(place * self.step - self.half_side)
+        border = ((place <= 0) | (place >= self.cells)).any(axis=1)
+        values = np.where(border, np.maximum(values, 0.5 * self.step), values)
+        least = LEAST_SHARE * self.step
+        return np.where(values < 0, np.minimum(values, -least), np.maximum(values, least))
 
 
 def drop_small_components(
@@ -142,28 +227,3 @@ def _compact(
     """Return the mesh without vertices that no face uses."""
     used, index = np.unique(faces, return_inverse=True)
     return vertices[used], index.reshape(-1, 3)
-
-
-def _evaluate(
-    distance: DistanceFunction, axis: Float[ndarray, " s"], wanted: Bool[ndarray, "s s s"]
-) -> Float[ndarray, "s s s"]:
-    """Return the field on the wanted vertices of a grid, 0 elsewhere."""
-    index = np.ascontiguousarray(np.argwhere(wanted))  # as it comes, matmul is 10 times slower
-    values = np.zeros(wanted.shape)
-    for chunk in np.array_split(index, max(len(index) // 65536, 1)):
-        values[tuple(chunk.T)] = distance(axis[chunk])
-    return values
-
-
-def _cell_range(
-    values: Float[ndarray, "s s s"],
-) -> tuple[Float[ndarray, "c c c"], Float[ndarray, "c c c"]]:
-    """Return the least and greatest of every cell's eight corners."""
-    low = high = values
-    for axis in range(3):
-        first = [slice(None)] * 3
-        second = [slice(None)] * 3
-        first[axis], second[axis] = slice(None, -1), slice(1, None)
-        low = np.minimum(low[tuple(first)], low[tuple(second)])
-        high = np.maximum(high[tuple(first)], high[tuple(second)])
-    return low, high

@@ -47,6 +47,8 @@ class Observation:
         colour: their sRGB colours in [0, 1].
         view: index of the view that each comes from.
         spacing: world units between neighbouring pixels' rays where the object is.
+        misplaced: median distance of the coords from their pixels' rays, world units: 0 where a
+            renderer made them, and as large as the errors of depth where a network did.
     """
 
     cameras: tuple[Camera, ...]
@@ -58,6 +60,7 @@ class Observation:
     colour: Float[ndarray, "n 3"]
     view: Int[ndarray, " n"]
     spacing: float
+    misplaced: float = 0.0
 
 
 def lift(
@@ -97,8 +100,8 @@ def lift(
             for camera, view, inside in zip(cameras, depth, solid, strict=True)
         ]
     )
+    pixels = np.stack([pixels for pixels, _ in projected])
     if hit is None:
-        pixels = np.stack([pixels for pixels, _ in projected])
         steepness = np.sqrt(np.maximum(1.0 - facing**2, 0.0)) / np.maximum(np.abs(facing), 0.02)
         found = find_hit(length, pixels, depth, steepness * spacing[:, None, None], rule)
         enclosed = ndimage.binary_closing(found, np.ones((1, 3, 3)))
@@ -107,6 +110,7 @@ def lift(
         found = hit & solid
         seen_through = ~found
     rgb = fill_background(rgb, found)
+    off_ray = np.linalg.norm(pixels - _pixel_centres(resolution_px), axis=-1)[found]
     return Observation(
         cameras=tuple(cameras),
         hit=found,
@@ -117,6 +121,7 @@ def lift(
         colour=rgb[found],
         view=np.nonzero(found)[0],
         spacing=float(spacing.mean()),
+        misplaced=float(np.median(off_ray) * spacing.mean()) if len(off_ray) else 0.0,
     )
 
 
@@ -137,15 +142,19 @@ def find_hit(
         rule: the thresholds.
     """
     side = depth.shape[-1]
-    centre = np.arange(side) + 0.5
-    own = np.stack(np.meshgrid(centre, centre), axis=-1)
-    near = np.linalg.norm(pixels - own, axis=-1) <= rule.reprojection * side
+    near = np.linalg.norm(pixels - _pixel_centres(side), axis=-1) <= rule.reprojection * side
     hit = (normal_length > rule.normal_length) & near
     low = ndimage.minimum_filter(np.where(hit, depth, np.inf), size=(1, 3, 3))
     high = ndimage.maximum_filter(np.where(hit, depth, -np.inf), size=(1, 3, 3))
     jump = rule.depth_jump
     between = (depth - low > jump / 4) & (high - depth > jump / 4)
     return hit & ~(between & (high - low > jump + 3.0 * slope))
+
+
+def _pixel_centres(side: int) -> Float[ndarray, "h w 2"]:
+    """Return the (x, y) of every pixel's centre."""
+    centre = np.arange(side) + 0.5
+    return np.stack(np.meshgrid(centre, centre), axis=-1)
 
 
 def fill_background(

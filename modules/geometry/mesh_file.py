@@ -145,13 +145,15 @@ def to_obj(
 ) -> dict[pathlib.Path, bytes]:
     """Return the files of a Wavefront OBJ (Y up, v up): texture, material, and `path` last.
 
-    Extras become a comment, as JSON on one line.
+    Extras become a comment, as JSON on one line. Positions have nine digits, and more where the
+    mesh is small beside its distance from the origin.
     """
     image = path.with_suffix(TEXTURE_FORMATS[texture_format])
     material = path.with_suffix(".mtl")
     lines = [f"# {json.dumps(extras)}"] if extras else []
     lines += [f"mtllib {material.name}", "o relief"]
-    lines += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in vertices]
+    digits = min(9 + int(np.ceil(np.log10(max(_distance_in_extents(vertices), 1.0)))), 17)
+    lines += [f"v {x:.{digits}g} {y:.{digits}g} {z:.{digits}g}" for x, y, z in vertices]
     lines += [f"vt {u:.7g} {v:.7g}" for u, v in uv]
     lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in normals]
     lines += ["usemtl relief"]
@@ -171,14 +173,23 @@ def to_ply(
     faces: Int[ndarray, "f 3"] | None = None,
     extras: dict | None = None,
 ) -> bytes:
-    """Return a binary PLY (Z up): normals and sRGB colours per vertex, with or without faces."""
+    """Return a binary PLY (Z up): normals and sRGB colours per vertex, with or without faces.
+
+    Positions are doubles where the mesh is small beside its distance from the origin, else floats.
+    """
     code = np.rint(np.clip(colours, 0.0, 1.0) * 255.0).astype(np.uint8)
-    names = ("x", "y", "z", "nx", "ny", "nz")
-    values = np.concatenate([vertices, normals], axis=1).T.astype(np.float32)
-    columns: dict[str, ndarray] = dict(zip(names, values, strict=True))
+    far = _distance_in_extents(vertices) > FLOAT_EXTENTS
+    kind = np.float64 if far else np.float32
+    columns: dict[str, ndarray] = dict(zip("xyz", vertices.T.astype(kind), strict=True))
+    columns |= dict(zip(("nx", "ny", "nz"), normals.T.astype(np.float32), strict=True))
     columns |= dict(zip(("red", "green", "blue"), code.T, strict=True))
     return ply_bytes(columns, faces, extras)
 
+
+FLOAT_EXTENTS = 2.0
+"""Meshes farther from the origin, in their own extents, have doubles: vertices are told apart by a
+millionth of the extent (`isosurface.round_apart`), and floats there have steps of a quarter of it.
+"""
 
 COMMENT_CHARACTERS = 900
 
@@ -189,13 +200,15 @@ def ply_bytes(
     """Return a binary PLY of any properties.
 
     Args:
-        columns: a float32 or uint8 array `(n,)` for each property of the vertices.
+        columns: a float32, float64 or uint8 array `(n,)` for each property of the vertices.
         faces: vertex indices; None for a cloud.
         extras: kept as JSON in comments at the end of the header, `COMMENT_CHARACTERS` in each:
             viewers of splats take the third line for the number of points, and others refuse lines
             of 1024 bytes. Joined, the comments are the JSON.
     """
-    kinds = {"float32": ("<f4", "float"), "uint8": ("u1", "uchar")}
+    kinds = {
+        "float32": ("<f4", "float"), "float64": ("<f8", "double"), "uint8": ("u1", "uchar"),
+    }  # fmt: skip
     described = [(name, *kinds[values.dtype.name]) for name, values in columns.items()]
     rows = np.zeros(
         len(next(iter(columns.values()))), dtype=[(name, code) for name, code, _ in described]
@@ -214,6 +227,12 @@ def ply_bytes(
     text = json.dumps(extras) if extras else ""
     header += [f"comment {part}" for part in re.findall(f".{{1,{COMMENT_CHARACTERS}}}", text)]
     return "\n".join([*header, "end_header\n"]).encode() + content
+
+
+def _distance_in_extents(vertices: Float[ndarray, "n 3"]) -> float:
+    """Return the largest coordinate over the longest side of the box around the vertices."""
+    extent = float(np.ptp(vertices, axis=0).max()) if len(vertices) else 0.0
+    return float(np.abs(vertices).max()) / extent if extent > 0.0 else 0.0
 
 
 def encode_texture(texture: UInt8[ndarray, "th tw 3"], texture_format: str) -> bytes:

@@ -7,12 +7,14 @@ from numpy import ndarray
 from torch import Tensor
 
 from modules.geometry.classical_field import ClassicalField
-from modules.geometry.evidence import evidence_volumes
+from modules.geometry.evidence import Evidence
 from modules.networks.refiner import Refiner
 
 
 class RefinedField:
     """Signed distance and colour at any point, for extraction and baking.
+
+    The network is asked only where there is doubt: exact images cost little more than without it.
 
     Args:
         classical: the classical field.
@@ -23,36 +25,52 @@ class RefinedField:
         self.classical = classical
         self.refiner = refiner
         if refiner is not None:
-            volumes = evidence_volumes(classical, refiner.side)
+            self._evidence = Evidence(classical)
+            volumes = self._evidence.volumes(refiner.side)
             with torch.inference_mode():
                 self._volumes = refiner.encode(*(self._tensor(volume) for volume in volumes))
 
     def distance(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return signed distances at world points, positive outside."""
-        sample = self.classical.sample(points)
-        if self.refiner is None or not len(points):
-            return sample.distance
+        distance = self.classical.sample(points).distance
+        doubted = self._doubted(points)
+        if self.refiner is None or not len(doubted):
+            return distance
+        chosen = points[doubted]
         with torch.inference_mode():
             residual = self.refiner.distance_residual(
                 self._volumes,
-                self._tensor(points),
-                self._tensor(self.classical.features(points, sample)),
+                self._tensor(chosen),
+                self._tensor(self._evidence.features(chosen, distance[doubted])),
             )
-        return sample.distance + residual[0].cpu().numpy().astype(np.float64)
+        distance = distance.copy()
+        distance[doubted] += residual[0].cpu().numpy().astype(np.float64)
+        return distance
 
     def colour(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"]
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] at world points on the surface with these unit normals."""
-        base = self.classical.colour(points, normals)
-        if self.refiner is None or not len(points):
-            return base
-        features = self.classical.features(points, self.classical.sample(points))
+        colour = self.classical.colour(points, normals)
+        doubted = self._doubted(points)
+        if self.refiner is None or not len(doubted):
+            return colour
+        chosen = points[doubted]
+        features = self._evidence.features(chosen, self.classical.sample(chosen).distance)
+        inputs = chosen, features, colour[doubted], normals[doubted]
         with torch.inference_mode():
             residual = self.refiner.colour_residual(
-                self._volumes, *(self._tensor(each) for each in (points, features, base, normals))
+                self._volumes, *(self._tensor(each) for each in inputs)
             )
-        return np.clip(base + residual[0].cpu().numpy().astype(np.float64), 0.0, 1.0)
+        colour = colour.copy()
+        colour[doubted] += residual[0].cpu().numpy().astype(np.float64)
+        return np.clip(colour, 0.0, 1.0)
+
+    def _doubted(self, points: Float[ndarray, "p 3"]) -> ndarray:
+        """Return the indices of the points where the network may say something."""
+        if self.refiner is None or not len(points):
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(self._evidence.doubt(points)[0] > 0)
 
     def _tensor(self, array: Float[ndarray, "..."]) -> Tensor:
         """Return an array as a batch of one, where the network is."""

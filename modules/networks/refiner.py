@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from modules.geometry.evidence import COLOUR_CHANNELS, GEOMETRY_CHANNELS, VOLUME_HALF_SIDE
-
-EVIDENCE_CHANNELS = 13
-"""Features of a query point: see `ClassicalField.features`."""
+from modules.geometry.evidence import (
+    COLOUR_CHANNELS,
+    DOUBT_CHANNEL,
+    GEOMETRY_CHANNELS,
+    POINT_CHANNELS,
+    VOLUME_HALF_SIDE,
+)
 
 
 class FeatureVolumes(NamedTuple):
@@ -44,15 +47,15 @@ class Refiner(nn.Module):
         self.geometry_net = VolumeUNet(GEOMETRY_CHANNELS, width)
         self.colour_net = VolumeUNet(GEOMETRY_CHANNELS + COLOUR_CHANNELS, width)
         read = 3 * width  # full resolution and the level below it
-        self.distance_head = _head(read + EVIDENCE_CHANNELS, hidden, 1)
-        self.colour_head = _head(read + EVIDENCE_CHANNELS + 3 + 3, hidden, 3)
+        self.distance_head = _head(read + POINT_CHANNELS, hidden, 1)
+        self.colour_head = _head(read + POINT_CHANNELS + 3 + 3, hidden, 3)
 
     def encode(
         self,
-        geometry: Float[Tensor, "b 9 s s s"],
+        geometry: Float[Tensor, "b 11 s s s"],
         colour: Float[Tensor, "b 4 s s s"],
     ) -> FeatureVolumes:
-        """Return feature volumes from evidence volumes (see `evidence_volumes`)."""
+        """Return feature volumes from evidence volumes (see `Evidence.volumes`)."""
         return FeatureVolumes(
             self.geometry_net(geometry), self.colour_net(torch.cat([geometry, colour], dim=1))
         )
@@ -61,18 +64,18 @@ class Refiner(nn.Module):
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
-        evidence: Float[Tensor, "b n 13"],
+        evidence: Float[Tensor, "b n 27"],
     ) -> Float[Tensor, "b n"]:
         """Return what to add to the classical distance, world units; 0 where there is no doubt."""
         features = torch.cat([_read(volumes.geometry, points), evidence], dim=-1)
         residual = self.distance_head(features).squeeze(-1)
-        return residual * evidence[..., 3] * self.truncation
+        return residual * evidence[..., DOUBT_CHANNEL] * self.truncation
 
     def colour_residual(
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
-        evidence: Float[Tensor, "b n 13"],
+        evidence: Float[Tensor, "b n 27"],
         base: Float[Tensor, "b n 3"],
         normals: Float[Tensor, "b n 3"],
     ) -> Float[Tensor, "b n 3"]:
@@ -81,12 +84,12 @@ class Refiner(nn.Module):
         Args:
             volumes: encoded evidence.
             points: world positions near the surface.
-            evidence: features of the classical field there.
+            evidence: `Evidence.features` there.
             base: classical colour in [0, 1].
             normals: unit surface normals.
         """
         inputs = [_read(volumes.colour, points), evidence, 2.0 * base - 1.0, normals]
-        return self.colour_head(torch.cat(inputs, dim=-1)) * evidence[..., 3:4]
+        return self.colour_head(torch.cat(inputs, dim=-1)) * evidence[..., DOUBT_CHANNEL, None]
 
 
 class VolumeUNet(nn.Module):

@@ -186,7 +186,7 @@ class Reconstructor:
         if refine_steps:
             with tqdm(total=refine_steps, desc="fit", unit="step", leave=False) as bar:
                 vertices = fit_vertices(
-                    vertices, faces, observation, refine_steps, progress=bar.update
+                    vertices, faces, classical.observation, refine_steps, progress=bar.update
                 )
         vertices = round_apart(vertices, faces)
         atlas = unwrap(vertices, faces, texture_px)
@@ -194,7 +194,7 @@ class Reconstructor:
             vertices[atlas.source],
             atlas,
             smooth_normals(vertices, faces)[atlas.source],
-            observation,
+            classical.observation,
             classical.noise,
             field.colour,
             BakeSettings(resolution_px=texture_px),

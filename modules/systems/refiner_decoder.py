@@ -1,45 +1,42 @@
 """Recipe of the refiner-decoder: residuals on the classical field, learned from spoilt images."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data_pipeline.contract import UserError
 from modules.geometry.cameras import cameras_from_arrays
-from modules.geometry.classical_field import ClassicalField, ClassicalSettings
-from modules.geometry.corruption import Corruption, corrupt
-from modules.geometry.evidence import VOLUME_HALF_SIDE, evidence_volumes
-from modules.geometry.lift import lift
+from modules.geometry.grid_surface import grid_surface
+from modules.geometry.isosurface import GRID_HALF_SIDE
+from modules.geometry.rasterizer import Rasterizer, rasterizer_for
+from modules.geometry.rasterizer_embree import EmbreeRasterizer
 from modules.losses.field import colour_loss, distance_loss, eikonal_loss
-from modules.networks.refiner import Refiner
+from modules.losses.rendering import rendering_losses, vertex_normals
+from modules.networks.refiner import FeatureVolumes, Refiner
 from modules.networks.refiner_files import save_refiner
-from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
 
 
 class RefinerDecoderSystem(lightning.LightningModule):
-    """Train the residuals on signed distances and surface colours of spoilt and exact images.
+    """Train the residuals on signed distances, surface colours and images of the surface.
 
-    The classical field is computed on the CPU for every batch: its images are spoilt anew.
+    Batches come from a dataset that `ClassicalInputs` prepares (`conf/data/refiner.yaml`).
 
     Args:
         network: builds the refiner.
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
-        corruption: how images are spoilt.
         near_weight: of distances near the surface; those far away are mostly right already.
         colour_weight: of the colour error.
         eikonal_weight: of the deviation of the gradient's length from 1.
-        eikonal_points: points a sample at which the gradient is taken.
-        eikonal_step: of its finite differences, world units.
-        seed: of what training draws.
+        eikonal_step: of its finite differences, world units, as the dataset took them.
+        rendering_weights: of the errors of rendered images, by name (`rendering_losses`).
     """
 
     stage = "refiner_decoder"
@@ -50,13 +47,11 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
-        corruption: Corruption,
         near_weight: float = 5.0,
         colour_weight: float = 1.0,
         eikonal_weight: float = 0.002,
-        eikonal_points: int = 128,
         eikonal_step: float = 0.01,
-        seed: int = 0,
+        rendering_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.build_network, self.build_optimizer, self.build_scheduler = (
@@ -64,12 +59,12 @@ class RefinerDecoderSystem(lightning.LightningModule):
             optimizer,
             scheduler,
         )
-        self.corruption = corruption
         self.near_weight = near_weight
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
-        self.eikonal_points, self.eikonal_step = eikonal_points, eikonal_step
-        self.seed = seed
+        self.eikonal_step = eikonal_step
+        self.rendering_weights = dict(rendering_weights or {})
         self.refiner: Any = None
+        self._rasterizer: Rasterizer | None = None
 
     def configure_model(self) -> None:
         if self.refiner is None:
@@ -81,26 +76,26 @@ class RefinerDecoderSystem(lightning.LightningModule):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        generator = draw_generator(self, self.seed, batch_idx)
-        entropy = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-        inputs = self.classical_inputs(batch, np.random.default_rng(int(entropy)))
-        figures = self.figures(batch, inputs)
+        volumes = self.refiner.encode(batch["geometry"], batch["colour"])
+        figures = self.figures(batch, volumes)
+        rendered = self.rendering_figures(batch, volumes)
         loss = (
             figures["distance"]
             + self.colour_weight * figures["colour"]
             + self.eikonal_weight * figures["eikonal"]
         )
+        for name, weight in self.rendering_weights.items():
+            loss = loss + weight * rendered.get(f"rendered_{name}", 0.0)
         size = len(batch["uid"])
-        for name, value in figures.items():
+        for name, value in (figures | rendered).items():
             self.log(f"train/loss/{name}", value.detach(), batch_size=size)
         self.log("train/loss/total", loss.detach(), batch_size=size, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        inputs = self.classical_inputs(batch, np.random.default_rng([self.seed, 1, batch_idx]))
-        figures = self.figures(batch, inputs)
+        volumes = self.refiner.encode(batch["geometry"], batch["colour"])
         self.log_dict(
-            {f"val/loss/{name}": value for name, value in figures.items()},
+            {f"val/loss/{name}": value for name, value in self.figures(batch, volumes).items()},
             batch_size=len(batch["uid"]),
             sync_dist=True,
         )
@@ -109,35 +104,34 @@ class RefinerDecoderSystem(lightning.LightningModule):
         """Write config.json and model.safetensors."""
         save_refiner(directory, self.refiner)
 
-    def figures(self, batch: dict[str, Any], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses, and beside them those of the classical field alone.
+    def figures(self, batch: dict[str, Any], volumes: FeatureVolumes) -> dict[str, Tensor]:
+        """Return the losses at points, and beside them those of the classical field alone.
 
         Args:
-            batch: a batch of samples.
-            inputs: its `classical_inputs`.
+            batch: a batch of prepared samples.
+            volumes: its encoded evidence.
         """
-        volumes = self.refiner.encode(inputs["geometry"], inputs["colour"])
-        distance = inputs["distance"] + self.refiner.distance_residual(
-            volumes, inputs["points"], inputs["features"]
+        distance = batch["distance"] + self.refiner.distance_residual(
+            volumes, batch["points"], batch["features"]
         )
-        base, albedo = inputs["base"], batch["surface_albedo"]
+        base, albedo = batch["base"], batch["surface_albedo"]
         surface, normals = batch["surface_position"], batch["surface_normal"]
         colour = base + self.refiner.colour_residual(
-            volumes, surface, inputs["surface_features"], base, normals
+            volumes, surface, batch["surface_features"], base, normals
         )
         target, confidence = batch["sdf_distance"], batch["sdf_confidence"]
         count = target.shape[1]
         truncation = self.refiner.truncation
-        centre = distance[:, : self.eikonal_points]
         shifted = distance[:, count:].unflatten(1, (-1, 3))
+        centre = distance[:, : shifted.shape[1]]
         # Truncated fields are flat far away; only where the truth is not do gradients count.
-        steep = (target[:, : self.eikonal_points].abs() < 0.6 * truncation).float()
+        steep = (target[:, : shifted.shape[1]].abs() < 0.6 * truncation).float()
         figures = {
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
             "classical_colour": colour_loss(base, albedo),
         }
-        for prefix, predicted in (("", distance), ("classical_", inputs["distance"])):
+        for prefix, predicted in (("", distance), ("classical_", batch["distance"])):
             for name, near in (("distance", self.near_weight), ("near_distance", math.inf)):
                 figures[prefix + name] = distance_loss(
                     predicted[:, :count], target, confidence, truncation, near
@@ -146,55 +140,78 @@ class RefinerDecoderSystem(lightning.LightningModule):
         classical = figures["classical_near_distance"].clamp_min(1e-6)
         return figures | {"classical_ratio": figures["near_distance"] / classical}
 
-    def classical_inputs(
-        self, batch: dict[str, Any], rng: np.random.Generator
+    def rendering_figures(
+        self, batch: dict[str, Any], volumes: FeatureVolumes
     ) -> dict[str, Tensor]:
-        """Return, for a batch, what the classical field of its (spoilt) images gives.
+        """Return the errors of images of the predicted surfaces against the samples' true ones.
 
-        `points` are the batch's distance points and, after them, three neighbours of each of the
-        first `eikonal_points`.
+        Of those samples that came with a grid; empty where none did, or none has a surface.
+
+        Args:
+            batch: a batch of prepared samples.
+            volumes: its encoded evidence.
         """
-        rows = [
-            self._sample_inputs({key: _array(values[i]) for key, values in batch.items()}, rng)
-            for i in range(len(batch["uid"]))
-        ]
-        return {
-            key: torch.from_numpy(np.stack([row[key] for row in rows]).astype(np.float32)).to(
-                self.device
-            )
-            for key in rows[0]
-        }
+        found: dict[str, list[Tensor]] = {}
+        for row, grid in enumerate(batch["grid"]):
+            if grid is not None and self.rendering_weights:
+                own = FeatureVolumes(*(volume[row : row + 1] for volume in volumes))
+                sample = {key: batch[key][row] for key in ("images", "hit")}
+                cameras = cameras_from_arrays(
+                    *(
+                        batch[key][row].cpu().numpy()
+                        for key in ("camera_to_world", "ortho_scale", "fov_deg")
+                    )
+                )
+                for name, value in self._render(grid, own, sample, cameras).items():
+                    found.setdefault(f"rendered_{name}", []).append(value)
+        return {name: torch.stack(values).mean() for name, values in found.items()}
 
-    def _sample_inputs(
-        self, sample: dict[str, Any], rng: np.random.Generator
-    ) -> dict[str, Float[np.ndarray, "..."]]:
-        """Return `classical_inputs` of one sample."""
-        cameras = cameras_from_arrays(
-            sample["camera_to_world"], sample["ortho_scale"], sample["fov_deg"]
+    def _render(
+        self,
+        grid: dict[str, Tensor],
+        volumes: FeatureVolumes,
+        sample: dict[str, Tensor],
+        cameras: Any,
+    ) -> dict[str, Tensor]:
+        """Return the rendering losses of one sample; none where its surface is empty."""
+        values, index = grid["values"], grid["index"]
+        axis = torch.linspace(-GRID_HALF_SIDE, GRID_HALF_SIDE, len(values), device=self.device)
+        points = torch.cartesian_prod(axis, axis, axis)
+        residual = self.refiner.distance_residual(
+            volumes, points[index][None], grid["features"][None]
+        )[0]
+        refined = values.flatten().index_add(0, index, residual).view_as(values)
+        surface = grid_surface(refined, float(axis[1] - axis[0]))
+        if not len(surface.faces):
+            return {}
+        at_index = torch.cat([grid["features"], grid["base"]], dim=1)
+        known = at_index.new_zeros(len(points), at_index.shape[1]).index_copy(0, index, at_index)
+        vertices = surface.interpolate(points)
+        features, base = surface.interpolate(known).detach().split([at_index.shape[1] - 3, 3], 1)
+        normals = vertex_normals(vertices, surface.faces).detach()
+        colours = (
+            base
+            + self.refiner.colour_residual(
+                volumes,
+                *(each[None] for each in (vertices.detach(), features, base, normals)),
+            )[0]
         )
-        images, hit, cameras = corrupt(
-            sample["images"], sample["hit"], cameras, self.corruption, rng
+        return rendering_losses(
+            self._get_rasterizer(),
+            vertices,
+            surface.faces,
+            colours,
+            sample["images"],
+            sample["hit"],
+            cameras,
+            self.refiner.truncation,
         )
-        settings = ClassicalSettings(truncation=self.refiner.truncation)
-        field = ClassicalField(lift(images, cameras, hit), settings)
-        centres = sample["sdf_position"].astype(np.float64)
-        neighbours = centres[: self.eikonal_points, None] + self.eikonal_step * np.eye(3)
-        points = np.concatenate([centres, neighbours.reshape(-1, 3)])
-        points = np.clip(points, -VOLUME_HALF_SIDE, VOLUME_HALF_SIDE)
-        surface = sample["surface_position"].astype(np.float64)
-        sampled = field.sample(points)
-        geometry, colour = evidence_volumes(field, self.refiner.side)
-        return {
-            "points": points,
-            "distance": sampled.distance,
-            "features": field.features(points, sampled),
-            "surface_features": field.features(surface, field.sample(surface)),
-            "base": field.colour(surface, sample["surface_normal"].astype(np.float64)),
-            "geometry": geometry,
-            "colour": colour,
-        }
 
-
-def _array(value: Any) -> Any:
-    """Return tensors as NumPy arrays on the CPU, other values as they are."""
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
+    def _get_rasterizer(self) -> Rasterizer:
+        """Return nvdiffrast on CUDA where it is installed, else Embree, which takes any tensors."""
+        if self._rasterizer is None:
+            try:
+                self._rasterizer = rasterizer_for(self.device)
+            except UserError:
+                self._rasterizer = EmbreeRasterizer()
+        return self._rasterizer

@@ -7,7 +7,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from shared_assets import ASSETS
@@ -16,6 +15,7 @@ from data_pipeline.contract import make_uid
 from data_pipeline.loading.samples import SampleDataset, collate
 from modules.geometry.corruption import Corruption
 from modules.networks.refiner import Refiner
+from modules.systems.classical_inputs import ClassicalInputs
 from modules.systems.refiner_decoder import RefinerDecoderSystem
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,17 +89,22 @@ def test_the_refiner_learns_eight_spoilt_assets_by_heart(few_shards: Path):
     system = RefinerDecoderSystem(
         partial(Refiner, width=8, hidden=64, side=16),
         partial(torch.optim.AdamW, lr=4e-3),
-        corruption=Corruption(clean_share=0.0, coord_noise=(0.02, 0.04), drop_share=0.5),
     )
     system.configure_model()
     optimizer = system.configure_optimizers()
+    noise = Corruption(clean_share=0.0, coord_noise=(0.02, 0.04), drop_share=0.5)
     samples = SampleDataset(
-        few_shards, num_surface_points=512, num_sdf_points=1536, seed=0, keep_decoded=False
+        few_shards,
+        num_surface_points=512,
+        num_sdf_points=1536,
+        seed=0,
+        keep_decoded=False,
+        prepare=ClassicalInputs(side=16, truncation=0.05, corruption=noise),
     )
     batch = collate([samples[(i, i)] for i in range(8)])
-    inputs = system.classical_inputs(batch, np.random.default_rng(0))
     for _ in range(300):
-        figures = system.figures(batch, inputs)
+        volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+        figures = system.figures(batch, volumes)
         optimizer.zero_grad()
         (figures["distance"] + figures["colour"] + 0.002 * figures["eikonal"]).backward()
         optimizer.step()

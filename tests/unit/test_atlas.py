@@ -84,6 +84,22 @@ def test_padding_gives_way_where_charts_are_many():
     assert (chart_image(atlas, 256) > 0).mean() > 0.1
 
 
+def test_loose_triangles_are_laid_out_on_a_grid_with_room_for_each():
+    soup = trimesh.creation.icosphere(subdivisions=3, radius=0.4)
+    soup.unmerge_vertices()
+    corners = soup.vertices.reshape(-1, 3, 3)
+    vertices = (0.9 * corners + 0.1 * corners.mean(axis=1, keepdims=True)).reshape(-1, 3)
+    faces = np.asarray(soup.faces, np.int64)
+    with pytest.warns(UserWarning, match="charts of 1280 faces fill"):
+        atlas = unwrap(vertices, faces, 256)
+    assert_complete(atlas, faces)
+    image = chart_image(atlas, 256)
+    assert len(np.unique(image)) == 1 + len(faces)  # each has texels
+    least = ndimage.minimum_filter(np.where(image > 0, image, image.max() + 1), 2)
+    most = ndimage.maximum_filter(image, 2)
+    assert not ((least < most) & (most > 0) & (least <= image.max())).any()
+
+
 def test_large_meshes_are_cut_into_parts_that_stay_in_order(monkeypatch):
     monkeypatch.setattr(atlas_worker, "CHUNK_FACES", 200)
     vertices, faces = bumpy()

@@ -3,9 +3,10 @@ import pytest
 import trimesh
 from analytic import ORTHO6, bowl, flat_colored, observe, sphere
 
-from modules.geometry.classical_field import ClassicalField, estimate_noise
+from modules.geometry.classical_field import ClassicalField
 from modules.geometry.corruption import Corruption, corrupt
 from modules.geometry.lift import lift
+from modules.geometry.view_noise import estimate_noise
 
 
 def field_of(mesh, resolution_px: int = 64) -> ClassicalField:
@@ -84,13 +85,6 @@ def test_noise_is_zero_for_exact_images_and_grows_with_contradiction():
         spoilt, new_hit, cameras = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(0))
         levels.append(estimate_noise(lift(spoilt, cameras, new_hit)))
     assert 0.0 < levels[0] < levels[1] < 0.2
-
-
-def test_doubt_is_zero_where_exact_views_saw_the_surface_and_one_far_away():
-    field = field_of(sphere())
-    doubt = field.sample(np.concatenate([0.4 * directions(200), np.zeros((1, 3))])).doubt
-    assert np.percentile(doubt[:-1], 90) == 0.0
-    assert doubt[-1] == 1.0
 
 
 def test_colours_come_from_the_side_that_a_normal_names():

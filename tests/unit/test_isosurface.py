@@ -33,15 +33,41 @@ def test_a_sphere_is_closed_faces_outwards_and_is_exact():
     assert abs(volume - 4 / 3 * np.pi * 0.4**3) < 1e-3
 
 
-def test_only_cells_near_the_surface_are_evaluated_finely():
+def evaluations(cells: int) -> int:
     counts = []
 
     def counted(points: np.ndarray) -> np.ndarray:
         counts.append(len(points))
         return ball(points)
 
-    extract_isosurface(counted, 64, NO_POINTS)
-    assert sum(counts) < 0.5 * 65**3
+    extract_isosurface(counted, cells, NO_POINTS)
+    return sum(counts)
+
+
+def test_evaluations_grow_with_the_surface_and_not_with_the_volume():
+    assert evaluations(64) < 0.5 * 65**3
+    assert evaluations(256) < 5.0 * evaluations(128) < 25.0 * evaluations(64)
+
+
+def test_a_tube_that_no_coarse_cell_shows_is_followed_to_its_end():
+    """A tube thinner than half a coarse cell, far from any known point, hangs on a ball."""
+
+    def distance(points: np.ndarray) -> np.ndarray:
+        body = np.linalg.norm(points - np.array([0.0, 0.0, -0.3]), axis=1) - 0.2
+        tube = np.hypot(points[:, 0] - 0.0225, points[:, 1] - 0.0225) - 0.01
+        tube = np.maximum(tube, np.abs(points[:, 2]) - 0.4)
+        return np.where(np.minimum(body, tube) < 0, -0.05, 0.05)
+
+    vertices, faces = extract_isosurface(distance, 192, NO_POINTS)
+    assert is_sound(vertices, faces)
+    assert vertices[:, 2].max() > 0.39
+
+
+@pytest.mark.parametrize("cells", [8, 30, 50, 98, 130])
+def test_any_even_grid_gives_the_sphere(cells: int):
+    vertices, faces = extract_isosurface(ball, cells, NO_POINTS)
+    assert is_sound(vertices, faces)
+    assert np.abs(np.linalg.norm(vertices, axis=1) - 0.4).max() < 0.5 / cells**1.5
 
 
 def test_a_rod_thinner_than_a_coarse_cell_is_found_by_its_points():

@@ -120,14 +120,15 @@ def test_normals_are_equal_on_both_sides_of_a_texture_seam():
     assert (normals * vertices).sum(axis=1).min() > 0.999
 
 
-def test_a_mesh_far_from_its_files_origin_stays_watertight_in_a_glb(tmp_path: Path):
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_a_mesh_far_from_its_files_origin_stays_watertight(tmp_path: Path, suffix: str):
     sphere = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
     uv = np.full((len(sphere.vertices), 2), 0.5, np.float32)
     vertices = np.asarray(sphere.vertices.astype(np.float32), np.float64)
     mesh = TexturedMesh(vertices, np.asarray(sphere.faces, np.int64), uv, quadrants())
     frame = SourceFrame(scale=20.0, offset=(-2e6, 3.0, 1e7))
-    save_mesh(mesh, tmp_path / "far.glb", frame)
-    loaded = load_mesh(tmp_path / "far.glb")
+    save_mesh(mesh, tmp_path / f"far{suffix}", frame)
+    loaded = load_mesh(tmp_path / f"far{suffix}")
     quality = mesh_quality(loaded.vertices, loaded.faces)
     assert quality["watertight"] == quality["manifold"] == 1.0
     np.testing.assert_allclose(loaded.vertices, frame.to_source(vertices), rtol=1e-12, atol=1e-7)

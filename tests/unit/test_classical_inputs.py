@@ -1,0 +1,174 @@
+"""What the refiner-decoder reads of a sample, and where its images come from."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sphere_shards import write_sphere_shards
+
+from data_pipeline.contract import UserError, view_layout
+from data_pipeline.loading.samples import SampleDataset, collate
+from modules.callbacks.round_trips import RoundTrips
+from modules.geometry.corruption import Corruption
+from modules.geometry.made_images import load_made_images, made_images_of, save_made_images
+from modules.networks.refiner import Refiner
+from modules.systems.classical_inputs import ClassicalInputs
+from modules.systems.refiner_decoder import RefinerDecoderSystem
+
+NO_NOISE = Corruption(clean_share=1.0, drop_share=0.0)
+RESOLUTION = 32
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sphere_shards(tmp_path_factory.mktemp("set") / "shards", num_samples=2)
+
+
+def dataset(shards: Path, **settings: Any) -> SampleDataset:
+    settings = {"side": 8, "truncation": 0.05, "corruption": NO_NOISE} | settings
+    prepare = ClassicalInputs(eikonal_points=4, **settings)
+    return SampleDataset(
+        shards, num_surface_points=64, num_sdf_points=64, seed=0, keep_decoded=True, prepare=prepare
+    )
+
+
+def test_exact_images_of_a_sphere_give_its_distances(shards: Path):
+    sample = dataset(shards)[0, 0]
+    assert sample["points"].shape == (64 + 3 * 4, 3)
+    truth = sample["points"].norm(dim=1) - 0.5
+    near = truth.abs() < 0.04
+    assert (sample["distance"] - truth)[near].abs().max() < 0.01
+    steps = sample["points"][64:].view(4, 3, 3) - sample["sdf_position"][:4, None]
+    inside = sample["points"][64:].abs().max() < 0.549
+    if inside:
+        torch.testing.assert_close(steps, 0.01 * torch.eye(3).expand(4, 3, 3), atol=1e-6, rtol=0.0)
+
+
+def test_what_is_drawn_depends_on_the_position_alone(shards: Path):
+    noise = Corruption(clean_share=0.0)
+    first, again = dataset(shards, corruption=noise), dataset(shards, corruption=noise)
+    again[3, 1], again[9, 0]
+    for key in ("points", "distance", "features", "geometry", "colour", "base"):
+        torch.testing.assert_close(first[5, 0][key], again[5, 0][key], atol=0.0, rtol=0.0)
+    assert not torch.equal(first[5, 0]["geometry"], first[6, 0]["geometry"])
+
+
+def test_some_samples_of_a_batch_bring_a_grid(shards: Path):
+    samples = dataset(shards, rendering_every=2, rendering_cells=16)
+    batch = collate([samples[0, 0], samples[1, 1]])
+    grid, none = batch["grid"]
+    assert none is None
+    points = torch.cartesian_prod(*[torch.linspace(-0.54, 0.54, 17)] * 3)
+    signs = points.norm(dim=1) - 0.5
+    sure = signs.abs() > 0.03
+    assert ((grid["values"].flatten() > 0) == (signs > 0))[sure].all()
+    assert len(grid["features"]) == len(grid["base"]) == len(grid["index"]) > 100
+
+
+def smaller_sphere() -> np.ndarray:
+    """Return images of a sphere of radius 0.25, as a model would make them of another asset."""
+    coords, normals = [], []
+    for camera in view_layout("ortho6"):
+        origins, directions = camera.rays(RESOLUTION)
+        along = -(origins * directions).sum(-1, keepdims=True)
+        foot = origins + along * directions
+        inside = 0.25**2 - (foot**2).sum(-1, keepdims=True)
+        coord = np.where(inside > 0, foot - np.sqrt(np.maximum(inside, 0.0)) * directions, 0.0)
+        coords.append(2.0 * coord)
+        normals.append(coord / 0.25)
+    images = np.stack([np.ones_like(coords), normals, coords])
+    return np.moveaxis(images, -1, 2)
+
+
+def test_images_that_a_model_made_of_an_asset_take_the_place_of_its_own(
+    shards: Path, tmp_path: Path
+):
+    uid = "sphere_0"
+    save_made_images(tmp_path / f"{uid}.a.npz", smaller_sphere(), view_layout("ortho6"))
+    samples = dataset(shards, made=[str(tmp_path)], made_share=1.0)
+    made, own = samples[0, 0], samples[0, 1]  # there is none of the other asset
+    for sample, radius in ((made, 0.25), (own, 0.5)):
+        truth = sample["points"].norm(dim=1) - radius
+        near = truth.abs() < 0.03
+        assert near.any()
+        assert (sample["distance"] - truth)[near].abs().mean() < 0.01
+    (tmp_path / f"{uid}.a.npz").write_bytes(b"torn")
+    with pytest.raises(UserError, match="no made images"):
+        samples[0, 0]
+
+
+def test_round_trips_are_made_once_and_are_what_the_autoencoder_gives(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Half:
+        """An autoencoder that loses half of the contrast."""
+
+        def to(self, device: torch.device) -> None:
+            pass
+
+        def encode(self, images: torch.Tensor) -> Any:
+            return SimpleNamespace(latents=0.5 * images)
+
+        def decode(self, latents: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=latents)
+
+    monkeypatch.setattr("modules.callbacks.round_trips.load_autoencoder", lambda source: Half())
+    samples = dataset(shards)
+    callback = RoundTrips(["one"], tmp_path / "made", count=1)
+    callback.write(samples, torch.device("cpu"))
+    files = made_images_of("sphere_0", [tmp_path / "made"])
+    assert [file.name for file in files] == [
+        "sphere_0.round_trip0.npz", "sphere_0.round_trip0_half.npz",
+    ]  # fmt: skip
+    assert made_images_of("sphere_1", [tmp_path / "made"]) == []
+    images, cameras = load_made_images(files[0])
+    exact = samples.load(0)["images"].numpy()
+    np.testing.assert_allclose(images, 0.5 * exact, atol=5e-4)
+    assert [c.matrix.tolist() for c in cameras] == [
+        c.matrix.tolist() for c in view_layout("ortho6")
+    ]
+    halved, _ = load_made_images(files[1])
+    np.testing.assert_allclose(halved, 0.5 * exact[..., ::2, ::2], atol=5e-4)
+    written = files[0].stat().st_mtime_ns
+    callback.write(samples, torch.device("cpu"))
+    assert files[0].stat().st_mtime_ns == written
+
+
+def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alone(shards: Path):
+    torch.manual_seed(0)
+    network = partial(Refiner, width=4, hidden=16, side=8)
+    optimizer = partial(torch.optim.Adam, lr=3e-3)
+    weights = {"depth": 1.0, "mask": 1.0, "normal": 0.1, "colour": 0.1}
+    system = RefinerDecoderSystem(network, optimizer, rendering_weights=weights)
+    system.configure_model()
+    for head in (system.refiner.distance_head, system.refiner.colour_head):
+        torch.nn.init.normal_(head[-1].weight, std=1e-3)
+    torch.nn.init.constant_(system.refiner.distance_head[-1].bias, 0.8)  # 0.04 world units
+    noise = Corruption(clean_share=0.0, coord_noise=(0.01, 0.01), drop_share=0.0)
+    sample = dataset(shards, corruption=noise, rendering_every=1, rendering_cells=24)[0, 0]
+    batch = collate([sample])
+    optimizers = system.configure_optimizers()
+
+    def error() -> float:
+        volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+        points = batch["surface_position"]
+        residual = system.refiner.distance_residual(volumes, points, batch["surface_features"])
+        return float(residual.abs().mean())
+
+    planted = error()
+    for _ in range(30):
+        volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+        figures = system.rendering_figures(batch, volumes)
+        assert set(figures) == {f"rendered_{name}" for name in weights}
+        optimizers.zero_grad()
+        torch.stack([figures[f"rendered_{n}"] * w for n, w in weights.items()]).sum().backward()
+        for name, parameter in system.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+        optimizers.step()
+    assert planted > 0.01
+    assert error() < 0.5 * planted

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import trimesh
+from analytic import ORTHO6, bowl, flat_colored, observe, sphere
+from scipy import ndimage
+
+from modules.geometry.classical_field import ClassicalField
+from modules.geometry.corruption import Corruption, corrupt
+from modules.geometry.lift import Observation, lift
+from modules.geometry.view_alignment import align_views
+from modules.geometry.view_noise import estimate_noise
+
+BOX = flat_colored(trimesh.creation.box(extents=(0.8, 0.5, 0.7)))
+BODIES = {"sphere": sphere(), "box": BOX, "bowl": bowl()}
+
+
+def spoilt(mesh, level: float) -> tuple[Observation, Observation]:
+    """Return what spoilt and exact images show."""
+    images, hit = observe(mesh, 64)
+    settings = Corruption(clean_share=0, coord_noise=(level, level), drop_share=0, blur_px=0)
+    found, mask, cameras = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(3))
+    np.testing.assert_array_equal(mask, hit)
+    return lift(found, cameras, mask), lift(images, ORTHO6, hit)
+
+
+def depth_error(observation: Observation, exact: Observation) -> float:
+    inner = ndimage.binary_erosion(exact.hit, np.ones((1, 3, 3)))
+    return float(np.median(np.abs(observation.depth[inner] - exact.depth[inner])))
+
+
+@pytest.mark.parametrize("name", sorted(BODIES))
+@pytest.mark.parametrize("level", [0.015, 0.04])
+def test_depths_that_disagree_come_much_nearer_to_the_truth(name: str, level: float):
+    observation, exact = spoilt(BODIES[name], level)
+    aligned = align_views(observation, level)
+    assert depth_error(aligned, exact) < 0.6 * depth_error(observation, exact)
+
+
+@pytest.mark.parametrize("name", ["sphere", "bowl"])
+@pytest.mark.parametrize("level", [0.005, 0.015, 0.04])
+def test_the_noise_of_surface_that_two_views_see_is_estimated(name: str, level: float):
+    assert 0.3 * level < estimate_noise(spoilt(BODIES[name], level)[0]) < 3.0 * level
+
+
+def test_coords_that_miss_their_rays_are_noise_even_where_no_two_views_see_the_same():
+    images, hit = observe(BOX, 64)
+    assert estimate_noise(lift(images, ORTHO6, hit)) == 0.0
+    images[2, 0, 0] += 2.0 * 0.02 * hit[0]  # across the front view's rays
+    images[2, 4, 0] += 2.0 * 0.02 * hit[4]
+    images[2, 5, 0] += 2.0 * 0.02 * hit[5]
+    assert 0.005 < estimate_noise(lift(images, ORTHO6, hit)) < 0.02
+
+
+def test_a_shifted_view_of_a_box_is_put_back_by_the_outlines_of_the_others():
+    """No point of the front is seen by two views: the silhouettes alone tell where it is."""
+    images, hit = observe(BOX, 64)
+    images[2, 0, 1] += 2.0 * 0.04 * hit[0]  # the front view looks along +Y
+    exact = lift(observe(BOX, 64)[0], ORTHO6, hit)
+    aligned = align_views(lift(images, ORTHO6, hit), 0.02)
+    front = hit[0]
+    error = np.abs(aligned.depth[0][front] - exact.depth[0][front])
+    assert np.median(error) < 0.75 * exact.spacing < 0.02
+
+
+def test_only_depths_change_and_points_stay_on_the_rays_of_their_pixels():
+    observation, _ = spoilt(BODIES["bowl"], 0.02)
+    aligned = align_views(observation, 0.02)
+    np.testing.assert_array_equal(aligned.hit, observation.hit)
+    np.testing.assert_array_equal(np.isinf(aligned.depth), np.isinf(observation.depth))
+    for view, camera in enumerate(ORTHO6):
+        own = aligned.view == view
+        pixels, depth = camera.project(aligned.position[own], 64)
+        row, column = np.nonzero(aligned.hit[view])
+        np.testing.assert_allclose(pixels, np.stack([column, row], axis=1) + 0.5, atol=1e-9)
+        np.testing.assert_allclose(depth, aligned.depth[view][aligned.hit[view]], atol=1e-9)
+
+
+def test_the_field_of_exact_images_is_left_alone():
+    images, hit = observe(bowl(), 64)
+    observation = lift(images, ORTHO6, hit)
+    field = ClassicalField(observation)
+    assert field.noise == 0.0
+    assert field.observation is observation
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 5])
+def test_a_handful_of_points_of_a_view_or_two_is_no_obstacle(pixels: int):
+    images, hit = observe(sphere(), 32)
+    few = np.zeros_like(hit)
+    few[0, 16, 15 : 15 + pixels] = True
+    for chosen in (few, few | np.roll(few, 1, axis=0)):
+        aligned = align_views(lift(images, ORTHO6, chosen), 0.03)
+        assert np.isfinite(aligned.position).all()
