@@ -69,8 +69,8 @@ def save_t5(folder: Path, suffix: str) -> None:
     T5EncoderModel(config).save_pretrained(folder / f"text_encoder{suffix}")
 
 
-def save_flux1(folder: Path) -> Path:
-    torch.manual_seed(0)
+def save_flux1(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
     save_clip_text(folder, "", CLIPTextModel)
     save_t5(folder, "_2")
     return folder

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modules.networks.adapters import DTYPES
 from modules.networks.pretrained_parts import load_part
 from modules.networks.text_cuts import tell_cuts
+from modules.networks.weights_fingerprint import check_fingerprint, weights_fingerprint
 
 CLIP_LENGTH = 77
 ADVICE = (
@@ -33,19 +34,27 @@ class PretrainedText(nn.Module, ABC):
         revision: of the hub repository.
         dtype: of the weights and embeddings, `float32` or `bfloat16`.
         length: text tokens per caption of the longest text model, padding included.
+        fingerprint: that the weights must have (see `weights_fingerprint`); None: any.
 
     Raises:
-        UserError: the source lacks a text model or its tokenizer, or cannot be read.
+        UserError: the source lacks a text model or its tokenizer, cannot be read, or holds other
+            weights.
     """
 
     text_models: ClassVar[dict[str, str]]
     """Classes of transformers by folder; folders of tokenizers say `tokenizer` instead."""
 
     def __init__(
-        self, source: str, *, revision: str | None = None, dtype: str = "bfloat16", length: int
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "bfloat16",
+        length: int,
+        fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "kind": type(self).__name__,
             "source": source,
             "revision": revision,
@@ -70,6 +79,8 @@ class PretrainedText(nn.Module, ABC):
                 for folder, model in self.text_models.items()
             }
         )
+        self.config["fingerprint"] = weights_fingerprint(self.models)
+        check_fingerprint(self.config["fingerprint"], fingerprint, source)
         self.requires_grad_(False)
         self.eval()
 
@@ -111,10 +122,11 @@ class Qwen3Text(PretrainedText):
     """Text of FLUX.2 [klein]: the hidden states of three layers of Qwen3, side by side.
 
     Args:
-        source: see `PretrainedText`, as the next three.
+        source: see `PretrainedText`, as the next four.
         revision: of the hub repository.
         dtype: of the weights.
         length: tokens per caption.
+        fingerprint: of the weights.
         layers: whose hidden states are taken; 0 is the embedding of the tokens.
     """
 
@@ -127,9 +139,12 @@ class Qwen3Text(PretrainedText):
         revision: str | None = None,
         dtype: str = "bfloat16",
         length: int = 512,
+        fingerprint: str | None = None,
         layers: tuple[int, ...] | list[int] = (9, 18, 27),
     ) -> None:
-        super().__init__(source, revision=revision, dtype=dtype, length=length)
+        super().__init__(
+            source, revision=revision, dtype=dtype, length=length, fingerprint=fingerprint
+        )
         self.layers = tuple(layers)
         self.config["layers"] = list(layers)
 
@@ -163,8 +178,11 @@ class Flux1Text(PretrainedText):
         revision: str | None = None,
         dtype: str = "bfloat16",
         length: int = 512,
+        fingerprint: str | None = None,
     ) -> None:
-        super().__init__(source, revision=revision, dtype=dtype, length=length)
+        super().__init__(
+            source, revision=revision, dtype=dtype, length=length, fingerprint=fingerprint
+        )
 
     def _embed(self, texts: list[str]) -> TextEmbedding:
         self._warn_of_cuts("text_encoder_2", texts)
@@ -190,8 +208,11 @@ class Sd3Text(PretrainedText):
         revision: str | None = None,
         dtype: str = "bfloat16",
         length: int = 256,
+        fingerprint: str | None = None,
     ) -> None:
-        super().__init__(source, revision=revision, dtype=dtype, length=length)
+        super().__init__(
+            source, revision=revision, dtype=dtype, length=length, fingerprint=fingerprint
+        )
 
     def _embed(self, texts: list[str]) -> TextEmbedding:
         self._warn_of_cuts("text_encoder_3", texts)

@@ -33,8 +33,14 @@ def write_text_cache(
     content = {"conventions": CONVENTIONS_VERSION, "text_encoder": model.config}
     if not record.is_file():
         record.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    elif json.loads(record.read_text("utf-8")) != content:
-        raise UserError(f"{folder} holds text of another model or length: delete it, or keep that")
+    else:
+        stored = json.loads(record.read_text("utf-8"))
+        # caches of before there were fingerprints name none
+        stored["text_encoder"].setdefault("fingerprint", model.config["fingerprint"])
+        if stored != content:
+            raise UserError(
+                f"{folder} holds text of another model or length: delete it, or keep that"
+            )
     new = [text for text in sorted({"", *captions}) if not _path(folder, text).is_file()]
     for start in range(0, len(new), batch_size):
         texts = new[start : start + batch_size]

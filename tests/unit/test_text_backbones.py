@@ -1,6 +1,8 @@
 """Text models of the real classes, tiny and random, against diffusers' own pipelines."""
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -135,3 +137,21 @@ def test_a_text_model_is_found_again_by_what_its_config_says(tmp_path):
     again = load_text(text.config)
     assert torch.equal(again.embed(["mug"])[0], text.embed(["mug"])[0])
     assert again.unknown_words("mug") == []
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path):
+    text = Flux1Text(str(save_flux1(tmp_path / "model")), length=20, **FLOAT)
+    write_text_cache(tmp_path / "cache", text, CAPTIONS, 2)
+    record = tmp_path / "cache/text.json"
+    content = json.loads(record.read_text())
+    del content["text_encoder"]["fingerprint"]
+    record.write_text(json.dumps(content))  # as caches of before were
+    assert write_text_cache(tmp_path / "cache", text, CAPTIONS, 2) == 0
+    record.write_text(json.dumps({**content, "text_encoder": text.config}))
+    shutil.rmtree(tmp_path / "model")
+    save_flux1(tmp_path / "model", seed=1)
+    with pytest.raises(UserError, match="model holds other weights"):
+        load_text(text.config)
+    other = Flux1Text(str(tmp_path / "model"), length=20, **FLOAT)
+    with pytest.raises(UserError, match="holds text of another model"):
+        write_text_cache(tmp_path / "cache", other, CAPTIONS, 2)
