@@ -34,19 +34,21 @@ from data_pipeline.contract import Camera, SourceFrame, layout_cameras, make_uid
 from data_pipeline.loading.samples import decode_sample
 from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.lift import Observation, lift
-from modules.geometry.mesh import ColoredMesh, load_mesh
+from modules.geometry.mesh import ColoredMesh, Mesh, load_mesh, merge_vertices, save_mesh
 from modules.geometry.rasterize import RayScene, Views, render_mesh
 from modules.metrics.appearance import image_figures, over, psnr, unseen_cameras
-from modules.metrics.mesh_quality import mesh_quality
+from modules.metrics.geometry import MeshSurface
+from modules.metrics.mesh_quality import face_components, mesh_quality
 from modules.metrics.scoring import summarise
 from modules.pipelines.reconstruction import Reconstructor
 from modules.pipelines.texturing import GivenMesh
 from modules.reporting.mesh_files import SUFFIXES
-from modules.reporting.rebuild_cases import sample_truth
+from modules.reporting.rebuild_cases import sample_truth, spread
 
 NUM_VIEWS, RESOLUTION_PX = 12, 256
 METHODS = ("rebuilt", "baked", "projected")
 SHOWN_VIEWS = (0, 3)
+FAR_OFF = 0.02  # world units: what lies farther from the truth is no part of it
 
 
 def main() -> None:
@@ -60,6 +62,8 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=96)
     parser.add_argument("--texture-px", type=int, default=512)
     parser.add_argument("--refine-steps", type=int, default=0)
+    parser.add_argument("--count", type=int, help="so many samples of each set, spread over it")
+    parser.add_argument("--meshes", type=Path, help="folder that takes every rebuilt mesh as GLB")
     parser.add_argument("--picture", type=Path, help="PNG of the assets named by --show")
     parser.add_argument("--show", nargs="*", default=())
     arguments = parser.parse_args()
@@ -70,10 +74,12 @@ def main() -> None:
     rows, pictures = _read(arguments.out), []
     for shards in arguments.shards:
         shard_set = ShardSet(shards, "samples")
-        for i, uid in enumerate(shard_set.uids):
+        for i in spread(len(shard_set.uids), arguments.count):
+            uid = shard_set.uids[i]
             if (shards.name, uid) in rows and uid not in arguments.show:
                 continue
-            figures, picture = one_asset(shard_set.read(i), originals[uid], sizes)
+            path = arguments.meshes and arguments.meshes / shards.name / f"{uid}.glb"
+            figures, picture = one_asset(shard_set.read(i), originals[uid], sizes, path)
             if uid in arguments.show:
                 pictures.append(picture)
             if (shards.name, uid) not in rows:
@@ -92,7 +98,7 @@ def main() -> None:
 
 
 def one_asset(
-    members: dict[str, bytes], original: Path, sizes: dict[str, int]
+    members: dict[str, bytes], original: Path, sizes: dict[str, int], path: Path | None
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """Return the figures of every method by name, and a picture of them.
 
@@ -121,7 +127,14 @@ def one_asset(
     }
     figures: dict[str, Any] = {name: compare(views, expected) for name, views in shown.items()}
     quality = mesh_quality(rebuilt.vertices, rebuilt.faces)
-    figures["rebuilt"] |= {"cpu_s": seconds, "sound": quality["watertight"] * quality["manifold"]}
+    figures["rebuilt"] |= {
+        "cpu_s": seconds,
+        "sound": quality["watertight"] * quality["manifold"],
+        "spurious": spurious_components(rebuilt, truth),
+    }
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_mesh(rebuilt, path, frame)
     figures["baked"] |= {"cpu_s": time.process_time() - start}
     return figures, _picture([expected, shown["projected"], shown["baked"], shown["rebuilt"]])
 
@@ -191,7 +204,20 @@ def print_table(name: str, rows: list[dict[str, Any]]) -> None:
             f"\n{method} behind projected, median, dB: {', '.join(f'{gap:.2f}' for gap in behind)}"
         )
     sound = np.mean([row["rebuilt"]["sound"] for row in rows])
-    print(f"\nwatertight and manifold: {sound:.0%}")
+    spurious = sum(row["rebuilt"]["spurious"] for row in rows)
+    print(f"\nwatertight and manifold: {sound:.0%}; spurious components: {spurious}")
+
+
+def spurious_components(mesh: Mesh, truth: Mesh) -> int:
+    """Return the parts of a mesh, of at least 1 % of its area, that mostly lie off the truth."""
+    _, welded = merge_vertices(mesh.vertices, mesh.faces)
+    part, corners = face_components(welded), mesh.vertices[mesh.faces]
+    area = np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    )
+    off = MeshSurface(truth.vertices, truth.faces).nearest(corners.mean(axis=1))[0] > FAR_OFF
+    total, lost = np.bincount(part, area), np.bincount(part, area * off)
+    return int(((total >= 0.01 * total.sum()) & (lost > 0.5 * total)).sum())
 
 
 def _bilinear(image: NDArray[Any], pixels: NDArray[Any]) -> NDArray[Any]:

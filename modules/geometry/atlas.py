@@ -48,7 +48,7 @@ def unwrap(
     faces: Int[ndarray, "f 3"],
     resolution_px: int,
     padding_px: int | None = None,
-    timeout_s: float = 120.0,
+    timeout_s: float | None = None,
 ) -> Atlas:
     """Return a UV atlas. Where xatlas fails or takes too long, warn and lay faces out on a grid.
 
@@ -61,8 +61,11 @@ def unwrap(
         resolution_px: side of the texture to come.
         padding_px: texels between charts; less where charts are so many that it would take most of
             the texture. By default a texel at the mip level of MIP_PX: more in larger textures.
-        timeout_s: xatlas is killed after so long: on some meshes it does not end.
+        timeout_s: xatlas is killed after so long: on some meshes it does not end. By default two
+            minutes, and two milliseconds for each face where that is more.
     """
+    if timeout_s is None:
+        timeout_s = max(120.0, 0.002 * len(faces))
     packed = io.BytesIO()
     np.savez(
         packed,

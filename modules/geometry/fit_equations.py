@@ -46,7 +46,7 @@ class FitSettings:
 
     depth_sigma: float = 0.25
     noise_weight: float = 10.0
-    normal_sigma: float = 0.1
+    normal_sigma: float = 0.3
     noisy: float = 1.0
     cut: float = 3.0
     outline: float = 1.0

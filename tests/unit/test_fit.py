@@ -79,7 +79,7 @@ def test_noisy_depths_do_not_move_the_mesh_and_normals_mend_its_slopes():
     off = np.random.default_rng(0).normal(0.0, 0.03, (6, 64, 64))
     vertices, faces = bumpy()
     fitted = fit_vertices(vertices, faces, ball_at_depths_off_by(off), 10)
-    assert off_normal_deg(fitted, faces) < 0.2 * off_normal_deg(vertices, faces)
+    assert off_normal_deg(fitted, faces) < 0.4 * off_normal_deg(vertices, faces)
     assert off_radius(fitted).mean() < 0.005
 
 
