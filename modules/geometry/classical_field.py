@@ -17,6 +17,7 @@ from numpy import ndarray
 from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
+from modules.geometry.point_fusion import fuse
 from modules.geometry.view_alignment import align_views
 from modules.geometry.view_noise import estimate_noise
 
@@ -87,7 +88,7 @@ class ClassicalField:
         self.observation = observation
         """What the field is made of: depths of views that disagreed are corrected."""
         smoothed = self.settings.smoothing * self.noise
-        self._points = _thin(observation, cell=smoothed)
+        self._points = fuse(observation, self.noise, cell=smoothed)
         self._tree = cKDTree(self._points.position)
         self._colour_tree = cKDTree(observation.position)
         self._spacing = float(np.hypot(observation.spacing, smoothed))
@@ -224,7 +225,7 @@ class ClassicalField:
         exponent = np.clip(
             (nearest - squared) / (2.0 * (settings.bandwidth * spacing) ** 2), None, 8
         )
-        weight = np.exp(exponent) * np.maximum(facing, 0.0) ** 2
+        weight = np.exp(exponent) * np.maximum(facing, 0.0) ** 2 * self._points.weight[index]
         value = (weight * plane).sum(axis=1) / weight.sum(axis=1)
         # The other side of a sheet: opposed neighbours, at a thickness of leading + opposed plane.
         opposed = (facing < -0.5) & ~missing
@@ -234,30 +235,6 @@ class ClassicalField:
         return value, sheet
 
 
-@dataclass(frozen=True)
-class _Points:
-    position: Float[ndarray, "n 3"]
-    normal: Float[ndarray, "n 3"]
-
-
 def _query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:
     """Return distances and indices of neighbours, on as many threads as torch may use."""
     return tree.query(points, workers=torch.get_num_threads(), **options)
-
-
-def _thin(observation: Observation, cell: float) -> _Points:
-    """Return one mean point per cell of space and dominant direction: noise averages out."""
-    position, normal = observation.position, observation.normal
-    if cell < 0.5 * observation.spacing:
-        return _Points(position=position, normal=normal)
-    axis = np.abs(normal).argmax(axis=1)
-    side = axis * 2 + (np.take_along_axis(normal, axis[:, None], axis=1)[:, 0] > 0)
-    key = np.concatenate([np.floor(position / cell).astype(np.int64), side[:, None]], axis=1)
-    _, group, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
-    sums = [
-        np.stack([np.bincount(group, values[:, i]) for i in range(3)], axis=1)
-        for values in (position, normal)
-    ]
-    length = np.maximum(np.linalg.norm(sums[1], axis=1, keepdims=True), 1e-9)
-    return _Points(position=sums[0] / count[:, None], normal=sums[1] / length)

@@ -19,6 +19,9 @@ from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.view_noise import LARGEST_RADIUS, matches, mean_normal
 
+LARGEST_NOISE = 0.04
+"""World units: images that contradict each other by more are corrected as if by this much."""
+
 MATCHED_POINTS = 4000
 """At most so many points are matched with each view: more would say the same."""
 
@@ -94,7 +97,8 @@ class _Outline:
 
 class _Problem:
     def __init__(self, observation: Observation, noise: float, settings: AlignmentSettings) -> None:
-        self.observation, self.noise, self.settings = observation, noise, settings
+        self.observation, self.settings = observation, settings
+        self.noise = min(noise, LARGEST_NOISE)
         hit = observation.hit
         self.index = np.full(hit.shape, -1)
         self.index[hit] = np.arange(len(observation.position))
@@ -124,7 +128,7 @@ class _Problem:
         for turn in range(self.settings.rounds):
             reach = self.noise * 0.75**turn
             radius = float(np.clip(3.0 * reach, 2.0 * spacing, LARGEST_RADIUS))
-            scale = max(1.5 * min(reach, LARGEST_RADIUS / 3.0), spacing)
+            scale = max(1.5 * reach, spacing)
             correction = solution[:num_points] + solution[num_points + view]
             moved = self.observation.position + self.along * correction[:, None]
             rows = [self._within_views(moved), self._across_views(moved, radius, scale)]

@@ -39,7 +39,7 @@ def estimate_noise(observation: Observation) -> float:
     return max(
         1.5 * off if off > 0.15 * observation.spacing else 0.0,
         0.5 * along if along > 0.1 * observation.spacing else 0.0,
-        _trespass(observation),
+        float(np.percentile(trespasses(observation), 75)),
     )
 
 
@@ -75,8 +75,8 @@ def mean_normal(normal: Float[ndarray, "n 3"], pairs: Int[ndarray, "r 2"]) -> Fl
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
 
 
-def _trespass(observation: Observation) -> float:
-    """Return the upper quartile of how far points lie where other views say that nothing is.
+def trespasses(observation: Observation) -> Float[ndarray, " n"]:
+    """Return how far points lie where other views say that nothing is, world units.
 
     A sheet whose two sides were seen is there, whatever another view looks through: seen from its
     edge it may hit no pixel.
@@ -97,7 +97,7 @@ def _trespass(observation: Observation) -> float:
         trespass[own] = np.maximum(trespass[own], amount)
     doubted = np.flatnonzero(trespass > 0.0)
     trespass[doubted[_on_sheet(observation, doubted)]] = 0.0
-    return float(np.percentile(trespass, 75))
+    return trespass
 
 
 def _on_sheet(observation: Observation, chosen: Int[ndarray, " q"]) -> Bool[ndarray, " q"]:

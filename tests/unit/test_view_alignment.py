@@ -7,6 +7,7 @@ from scipy import ndimage
 from modules.geometry.classical_field import ClassicalField
 from modules.geometry.corruption import Corruption, corrupt
 from modules.geometry.lift import Observation, lift
+from modules.geometry.point_fusion import reliability
 from modules.geometry.view_alignment import align_views
 from modules.geometry.view_noise import estimate_noise
 
@@ -91,3 +92,17 @@ def test_a_handful_of_points_of_a_view_or_two_is_no_obstacle(pixels: int):
     for chosen in (few, few | np.roll(few, 1, axis=0)):
         aligned = align_views(lift(images, ORTHO6, chosen), 0.03)
         assert np.isfinite(aligned.position).all()
+
+
+def test_what_another_view_looks_through_counts_little_and_nothing_on_an_outline():
+    images, hit = observe(sphere(), 64)
+    exact = lift(images, ORTHO6, hit)
+    weight = reliability(exact)
+    assert ((weight > 0.09) & (weight <= 1.0)).mean() > 0.8
+    images[2, 0, 1] -= 2.0 * 0.1 * hit[0]  # the front view comes to lie outside of the others'
+    spoiled = lift(images, ORTHO6, hit)
+    front = spoiled.view == 0
+    toward = spoiled.normal[front] @ ORTHO6[0].matrix[:3, 2]
+    facing = toward > 0.9
+    assert np.median(reliability(spoiled)[front][facing]) < 0.1 < np.median(weight[front][facing])
+    assert (reliability(spoiled)[front] == 0.0).any()
