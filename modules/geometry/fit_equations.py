@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import coo_array, csr_array
 
+from modules.geometry.cameras import project_inside
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
@@ -166,9 +167,9 @@ def disagreement(observation: Observation) -> float:
     apart = []
     for view, camera in enumerate(observation.cameras):
         own = np.flatnonzero(observation.view != view)
-        column, row = np.floor(camera.project(position[own], side)[0]).astype(np.int64).T
-        inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-        own, other = own[inside], index[view, row[inside], column[inside]]
+        inside, pixels, _ = project_inside(camera, position[own], side)
+        column, row = pixels.astype(np.int64).T
+        own, other = own[inside], index[view, row, column]
         own, other = own[other >= 0], other[other >= 0]
         offset = position[own] - position[other]
         alike = (normal[own] * normal[other]).sum(axis=1) > LEAST_ALIKE

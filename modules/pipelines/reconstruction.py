@@ -56,6 +56,40 @@ def check_mesh_size(grid: int, texture_px: int, num_faces: int = MIN_FACES) -> N
         raise UserError(f"faces={num_faces} must be at least {MIN_FACES} and at most {MAX_FACES}")
 
 
+def check_images(
+    images: Float[Tensor, "m v 3 h w"],
+    cameras: Sequence[Camera],
+    hit: Bool[Tensor, "v h w"] | None = None,
+) -> None:
+    """Raise UserError unless images are rgb, normal and coord of these cameras, finite and sound.
+
+    Args:
+        images: in [-1, 1].
+        cameras: one per view.
+        hit: their foreground, if it is known.
+    """
+    views = (len(cameras), *images.shape[-1:] * 2)
+    if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
+        raise UserError(
+            f"images of shape {tuple(images.shape)} do not fit {len(cameras)} cameras: give "
+            "rgb, normal and coord as (3, views, 3, side, side)"
+        )
+    if hit is not None and hit.shape != views:
+        raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
+    bad = ~images.isfinite()
+    if bad.any():
+        raise UserError(
+            f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
+            "that made them overflowed or is damaged; try float32, another seed or checkpoint"
+        )
+    largest = float(images.abs().max())
+    if largest > LARGEST_VALUE:
+        raise UserError(
+            f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
+            "model that made them overflowed or is damaged; try another seed or checkpoint"
+        )
+
+
 class Reconstructor:
     """Rebuilds the surface that 2.5D images show: lift, distance field, isosurface, UV, bake.
 
@@ -114,26 +148,7 @@ class Reconstructor:
             UserError: shapes disagree, a value is not finite or far out of range, or there is no
                 surface.
         """
-        views = (len(cameras), *images.shape[-1:] * 2)
-        if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
-            raise UserError(
-                f"images of shape {tuple(images.shape)} do not fit {len(cameras)} cameras: give "
-                "rgb, normal and coord as (3, views, 3, side, side)"
-            )
-        if hit is not None and hit.shape != views:
-            raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
-        bad = ~images.isfinite()
-        if bad.any():
-            raise UserError(
-                f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
-                "that made them overflowed or is damaged; try float32, another seed or checkpoint"
-            )
-        largest = float(images.abs().max())
-        if largest > LARGEST_VALUE:
-            raise UserError(
-                f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
-                "model that made them overflowed or is damaged; try another seed or checkpoint"
-            )
+        check_images(images, cameras, hit)
         mask = None if hit is None else hit.cpu().numpy()
         observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
         if not len(observation.position):

@@ -96,9 +96,24 @@ def test_images_that_a_model_made_of_an_asset_take_the_place_of_its_own(
         near = truth.abs() < 0.03
         assert near.any()
         assert (sample["distance"] - truth)[near].abs().mean() < 0.01
-    (tmp_path / f"{uid}.a.npz").write_bytes(b"torn")
-    with pytest.raises(UserError, match="no made images"):
-        samples[0, 0]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_torn_file_of_made_images_is_named(tmp_path: Path, kept: float):
+    file = tmp_path / "a.npz"
+    save_made_images(file, smaller_sphere(), view_layout("ortho6"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match=r"a\.npz holds no made images"):
+        load_made_images(file)
+
+
+def test_made_images_that_are_not_finite_are_refused(tmp_path: Path):
+    images = smaller_sphere()
+    images[0, 0, 0, 0, 0] = np.nan
+    save_made_images(tmp_path / "a.npz", images, view_layout("ortho6"))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        load_made_images(tmp_path / "a.npz")
 
 
 def test_round_trips_are_made_once_and_are_what_the_autoencoder_gives(
