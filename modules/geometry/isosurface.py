@@ -75,6 +75,15 @@ def extract_isosurface(
     return vertices * samples.step - half_side, faces
 
 
+def least_thickness(cells: int) -> float:
+    """Return how thick a sheet must be, in world units, for a grid of so many cells not to tear it.
+
+    Args:
+        cells: along a side.
+    """
+    return 1.1 * 2.0 * GRID_HALF_SIDE / cells
+
+
 class _GridSamples:
     """Values of a field on those vertices of a grid that were asked for. Lengths: fine cells.
 

@@ -15,10 +15,10 @@ from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.fit import check_steps, fit_vertices
 from modules.geometry.isosurface import (
-    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,
+    least_thickness,
     round_apart,
 )
 from modules.geometry.lift import HitRule, Observation, lift
@@ -182,7 +182,7 @@ class Reconstructor:
         check_mesh_size(grid, texture_px)
         check_steps(refine_steps)
         observation = self.lift(images, cameras, hit)
-        settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
+        settings = ClassicalSettings(thickness=least_thickness(grid))
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
