@@ -7,7 +7,9 @@ from modules.geometry.lift import lift
 
 
 def field_of(*bodies: trimesh.Trimesh) -> ClassicalField:
-    images, hit = observe(flat_colored(trimesh.util.concatenate(bodies)), 64)
+    scene = trimesh.util.concatenate(bodies)
+    assert isinstance(scene, trimesh.Trimesh)
+    images, hit = observe(flat_colored(scene), 64)
     return ClassicalField(lift(images, ORTHO6, hit))
 
 
