@@ -35,6 +35,7 @@ import igl
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from process_memory import memory_mb, reset_peak
 from rebuild_peers import bare_mesh, load_open3d, poisson, tsdf
 
 from data_pipeline.contract import (
@@ -199,13 +200,13 @@ def _rebuild(
     cameras = layout_cameras(json.loads(members["meta.json"]))
     inputs = _inputs(decode_sample(members), cameras, i, arguments)
     rebuild = _rebuilder(method, *inputs, arguments.pipeline)
-    _reset_peak()
-    before, start = _memory_mb("VmRSS"), time.process_time()
+    reset_peak()
+    before, start = memory_mb("VmRSS"), time.process_time()
     try:
         mesh = rebuild()
     except (UserError, RuntimeError, ValueError, IndexError) as error:
         return {"failed": str(error) or type(error).__name__}
-    took = {"cpu_s": time.process_time() - start, "peak_mb": _memory_mb("VmHWM") - before}
+    took = {"cpu_s": time.process_time() - start, "peak_mb": memory_mb("VmHWM") - before}
     return {"vertices": mesh.vertices, "faces": mesh.faces, "took": took}
 
 
@@ -360,19 +361,6 @@ def _in_child(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
         result = {"failed": "the process died"}
     child.join()
     return result
-
-
-def _reset_peak() -> None:
-    """Let the process's peak of memory begin at what it holds now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory_mb(name: str) -> float:
-    """Return VmRSS or VmHWM of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) / 1024.0
-    raise KeyError(name)
 
 
 def _read(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:

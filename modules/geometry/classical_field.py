@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
 from modules.geometry.point_fusion import fuse
+from modules.geometry.unseen_space import find_empty_space
 from modules.geometry.view_alignment import align_views
 from modules.geometry.view_noise import LARGEST_NOISE, estimate_noise
 
@@ -92,6 +93,8 @@ class ClassicalField:
         self._tree = cKDTree(self._points.position)
         self._colour_tree = cKDTree(observation.position)
         self._spacing = float(np.hypot(observation.spacing, smoothed))
+        self._empty = None
+        self._empty = find_empty_space(self.free_space, self._nearest)
 
     @property
     def carve_band(self) -> float:
@@ -109,7 +112,7 @@ class ClassicalField:
         distance, index = _query(self._tree, points, k=ranks, distance_upper_bound=reach)
         nearest = distance[:, 0].copy()
         near = np.isfinite(nearest)
-        nearest[~near] = _query(self._tree, points[~near], distance_upper_bound=truncation)[0]
+        nearest[~near] = self._nearest(points[~near], truncation)
         value = np.sign(free) * np.minimum(nearest, truncation)
         band = self.carve_band
         # Where free space changes sign away from any point, it alone says where the surface is.
@@ -160,14 +163,23 @@ class ClassicalField:
     def free_space(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return how far points lie in front of what the views saw, at most the carving band.
 
-        Positive: some view looks through the point. Negative: every view that has the point in its
-        image sees a surface before it. Zero crossings lie midway between pixels at a step in depth.
+        Positive: some view looks through the point, or none sees it and it is taken to be empty.
+        Negative: every view that has the point in its image sees a surface before it. Zero
+        crossings lie midway between pixels at a step in depth.
         """
         free = np.full(len(points), -self.carve_band)
         for view in range(len(self.observation.cameras)):
             seen_past, inside = self._seen_past(points, view, self.carve_band)
             free[inside] = np.maximum(free[inside], seen_past)
+        if self._empty is not None:
+            hidden = free <= 0
+            depth = np.minimum(self._empty.depth(points[hidden]), self.carve_band)
+            free[hidden] = np.maximum(free[hidden], depth)
         return free
+
+    def _nearest(self, points: Float[ndarray, "p 3"], limit: float) -> Float[ndarray, " p"]:
+        """Return the distance to the nearest lifted point, infinite beyond the limit."""
+        return _query(self._tree, points, distance_upper_bound=limit)[0]
 
     def _seen_past(
         self, points: Float[ndarray, "p 3"], view: int, band: float
