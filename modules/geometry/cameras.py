@@ -55,3 +55,14 @@ def project_inside(
     seen = ((pixels >= 0) & (pixels < resolution_px)).all(axis=1) & (depth > 0)
     inside = np.flatnonzero(seen)
     return inside, pixels[inside], depth[inside]
+
+
+def ray_per_depth(camera: Camera, resolution_px: int) -> Float[ndarray, "h w 3"]:
+    """Return how a point moves along its pixel's ray when its depth grows by one.
+
+    Args:
+        camera: the view.
+        resolution_px: side of the image.
+    """
+    _, directions = camera.rays(resolution_px)
+    return directions / (directions @ -camera.matrix[:3, 2])[..., None]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import coo_array, csr_array
 
-from modules.geometry.cameras import project_inside
+from modules.geometry.cameras import project_inside, ray_per_depth
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
@@ -77,10 +77,7 @@ class FitViews:
         self.normal[observation.hit] = observation.normal
         self.inside = [_nearest(hit) for hit in observation.hit]
         side = observation.hit.shape[-1]
-        axes = [-camera.matrix[:3, 2] for camera in observation.cameras]
-        rays = [camera.rays(side)[1] for camera in observation.cameras]
-        # Along its ray a point moves this far when its depth grows by 1.
-        self.ray = np.stack([r / (r @ a)[..., None] for r, a in zip(rays, axes, strict=True)])
+        self.ray = np.stack([ray_per_depth(camera, side) for camera in observation.cameras])
         self.rasterizer = EmbreeRasterizer()
 
     def equations(

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix, diags
 from scipy.sparse.linalg import cg
 
-from modules.geometry.cameras import project_inside
+from modules.geometry.cameras import project_inside, ray_per_depth
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.view_noise import LARGEST_RADIUS, matches, mean_normal
@@ -101,8 +101,8 @@ class _Problem:
         self.index = np.full(hit.shape, -1)
         self.index[hit] = np.arange(len(observation.position))
         self.axes = -np.stack([camera.matrix[:3, 2] for camera in observation.cameras])
-        rays = [camera.rays(hit.shape[-1])[1] for camera in observation.cameras]
-        along = [ray / (ray @ axis)[..., None] for ray, axis in zip(rays, self.axes, strict=True)]
+        side = hit.shape[-1]
+        along = [ray_per_depth(camera, side) for camera in observation.cameras]
         self.along = np.stack(along)[hit]
         """How a lifted point moves when its depth grows by one."""
         neighbours = [

@@ -218,12 +218,13 @@ def test_a_grid_counts_the_same_whatever_else_its_rank_found(shards: Path):
     assert loss([plain, plain], **settings) == without
 
 
-def test_what_is_learned_is_not_to_undo_the_thickening_of_sheets():
+def plate_sample() -> dict[str, Any]:
+    """Return a sample of a plate that is .01 thick, with points on its upper side."""
     plate = flat_colored(trimesh.creation.box(extents=(0.8, 0.8, 0.01)))
     images, hit = observe(plate, 64)
     place = np.random.default_rng(0).uniform(-0.3, 0.3, (50, 3)).astype(np.float32)
     place[:, 2] = 0.005
-    sample = {
+    return {
         "uid": "plate", "images": torch.from_numpy(images), "hit": torch.from_numpy(hit),
         "camera_to_world": torch.from_numpy(np.stack([c.matrix for c in ORTHO6])),
         "ortho_scale": torch.tensor([c.ortho_scale for c in ORTHO6], dtype=torch.float64),
@@ -231,13 +232,27 @@ def test_what_is_learned_is_not_to_undo_the_thickening_of_sheets():
         "sdf_position": torch.from_numpy(place), "surface_position": torch.from_numpy(place),
         "surface_normal": torch.tensor([0.0, 0.0, 1.0]).expand(50, 3),
     }  # fmt: skip
-    inputs = ClassicalInputs(
-        side=8, truncation=0.05, corruption=NO_NOISE, eikonal_points=4, thickened_for=(40, 40)
-    )
-    prepared = inputs(sample, 0)
+
+
+def test_what_is_learned_is_not_to_undo_the_thickening_of_sheets():
+    settings: dict[str, Any] = {"side": 8, "truncation": 0.05, "corruption": NO_NOISE}
+    settings |= {"eikonal_points": 4, "rendering_cells": 40, "thickened_for": (40, 40)}
+    prepared = ClassicalInputs(**settings)(plate_sample(), 0)
     assert prepared["distance"][:50].abs().max() < 1e-3
+    assert prepared["grid"] is None
     seen = 0.05 * prepared["features"][:50, 2]
     torch.testing.assert_close(seen, torch.full_like(seen, -0.00985), atol=1e-3, rtol=0.0)
+    system = RefinerDecoderSystem(
+        partial(Refiner, width=4, hidden=16, side=8),
+        torch.optim.Adam,
+        rendering_weights={"depth": 1.0},
+    )
+    system.configure_model()
+    batch = collate([ClassicalInputs(rendering_share=1.0, **settings)(plate_sample(), 0)])
+    volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+    figures, count = system.rendering_figures(batch, volumes)
+    assert count == 1
+    assert float(figures["rendered_depth"].detach()) < 0.06
 
 
 def test_a_misspelt_rendering_loss_is_refused():
