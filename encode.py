@@ -64,6 +64,7 @@ def encode_latents(config: DictConfig) -> None:
     from modules.latents.raw_parts import RawLatents, RawPart
     from modules.latents.spec import encoder_fingerprint
     from modules.networks.text_encoder import Vocabulary
+    from modules.networks.weights_fingerprint import identity
     from modules.pipelines.device import inference_device
 
     shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out)
@@ -76,7 +77,7 @@ def encode_latents(config: DictConfig) -> None:
     vision: Any = None
     if "vision" in config:
         vision = torch.nn.Module.to(instantiate(config.vision, _convert_="object")(), device)
-        inputs["vision"] = vision.config
+        inputs["vision"] = identity(vision.config)
     inputs["coverage"] = True  # caches of before it was stored are made anew
     if config.statistics != "set":
         inputs["statistics"] = config.statistics

@@ -1,6 +1,8 @@
 """An exported denoiser: its backbone or what was trained of it, embeddings, text encoder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _named(directory: Path, part: str) -> Iterator[None]:
+    """Tell where an export names the pretrained model that cannot be loaded."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{error}; this export finds it by {part}.source in {directory / CONFIG_NAME}: "
+            "change that where the model was moved"
+        ) from error
+
+
 def _own(denoiser: JointDenoiser) -> dict[str, nn.Parameter]:
     """Return the parameters that are none of the backbone's."""
     return {n: p for n, p in denoiser.named_parameters() if not n.startswith("backbone.")}
@@ -75,7 +89,8 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
     embeddings = load_file(stored) if stored.is_file() else {}
     experts = directory / "experts.safetensors"
     if experts.is_file():
-        backbone = backbone_class.from_pretrained(**origin)
+        with _named(directory, "network.origin"):
+            backbone = backbone_class.from_pretrained(**origin)
         load_experts(backbone, experts)
     else:
         own = {"source": str(directory / "transformer"), "fingerprint": None}
@@ -151,7 +166,8 @@ def load_denoiser(
         text_encoder = _load_text_encoder(directory, content["text_encoder"])
         denoiser = load_network(directory, content.get("network", {}))
         vision = content.get("vision_encoder")
-        vision_encoder = None if vision is None else VisionEncoder(**vision)
+        with _named(directory, "vision_encoder"):
+            vision_encoder = None if vision is None else VisionEncoder(**vision)
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
@@ -165,7 +181,8 @@ def load_denoiser(
 
 def _load_text_encoder(directory: Path, config: dict[str, Any]) -> TextEncoder | PretrainedText:
     if "kind" in config:
-        return load_text(config)
+        with _named(directory, "text_encoder"):
+            return load_text(config)
     text_encoder = TextEncoder(**config)
     text_encoder.load_state_dict(load_file(directory / "text_encoder.safetensors"))
     text_encoder.vocabulary = Vocabulary.load(directory / "vocabulary.json")
