@@ -111,7 +111,7 @@ def encode_latents(config: DictConfig) -> None:
     texts = (text for part in done for sample in part.captions for text in sample)
     vocabulary = Vocabulary.from_captions(texts, config.max_words)
     with ShardWriter(out, "latents", config.samples_per_shard) as writer:
-        for uid, members in cache_members(done, spec):
+        for uid, members in cache_members(done.read(vision=True), spec):
             writer.add(uid, members)
         extra = {"latent_spec": spec.to_json(), "vocabulary": vocabulary.words, "inputs": inputs}
         if vision is not None:

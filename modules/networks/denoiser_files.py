@@ -121,7 +121,7 @@ def save_denoiser(
             name is written.
         denoiser: to write.
         text_encoder: to write.
-        sampling: what a sampler must know: `prediction`, `shift` and `num_references`.
+        sampling: what a sampler must know: `prediction`, `shift`, `num_references` and `textures`.
         trained_on: SHA-256 of the manifest of the rendered samples; None where it is not known.
         vision: configuration of the `VisionEncoder` whose tokens the denoiser takes, if any.
     """
@@ -146,10 +146,25 @@ def trained_on(directory: Path) -> str | None:
 
     None for exports that do not say, or that cannot be read, which `load_denoiser` tells.
     """
+    return _read(directory).get("trained_on")
+
+
+def fingerprints(directory: Path) -> dict[str, str]:
+    """Return those of the pretrained parts that an exported denoiser names, by part."""
+    content = _read(directory)
+    origin = content.get("network", {}).get("origin")
+    parts = {"backbone": origin} | {k: content.get(k) for k in ("text_encoder", "vision_encoder")}
+    found = {part: (named or {}).get("fingerprint") for part, named in parts.items()}
+    return {part: weights for part, weights in found.items() if weights is not None}
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """Return what an export says of itself; nothing where it cannot be read."""
     try:
-        return json.loads((directory / CONFIG_NAME).read_text("utf-8")).get("trained_on")
-    except (OSError, ValueError, AttributeError):
-        return None
+        content = json.loads((directory / CONFIG_NAME).read_text("utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def load_denoiser(

@@ -310,7 +310,9 @@ def test_vision_tokens_and_several_references_train_and_generate(runs, shards, t
     encode.main(compose("encode", arguments))
     told = read_cache(tmp_path / "latents")["vision"]
     assert (told["width"], told["num_tokens"]) == (WIDTH, NUM_TOKENS)
-    sample = LatentDataset(tmp_path / "latents", keep_decoded=False)[(1, 1)]
+    assert "vision" not in LatentDataset(tmp_path / "latents", keep_decoded=False)[(1, 1)]
+    shown = LatentDataset(tmp_path / "latents", keep_decoded=False, vision_width=WIDTH)
+    sample = shown[(1, 1)]
     rendered = decode_sample(make_sample("ball_1", "green", 0.33))["images"]
     encoder = VisionEncoder(**told["encoder"])
     torch.testing.assert_close(
