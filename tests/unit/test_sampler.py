@@ -317,5 +317,9 @@ def test_a_folder_that_is_no_pipeline_or_lacks_a_stage_is_named(tmp_path):
     with pytest.raises(UserError, match="holds autoencoder, but no denoiser: train it with"):
         TextTo25D.from_pretrained(tmp_path)
     (tmp_path / "denoiser").mkdir()
+    (tmp_path / "autoencoder").rmdir()
+    with pytest.raises(UserError, match=r"no autoencoder: put there the one that .* vae folder"):
+        TextTo25D.from_pretrained(tmp_path)
+    (tmp_path / "autoencoder").mkdir()
     with pytest.raises(UserError, match="holds no complete denoiser"):
         TextTo25D.from_pretrained(tmp_path)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_every_config_names_a_known_kind_and_only_what_an_encoder_takes(name):
 
 def test_patches_need_not_fill_the_image(tmp_path):
     # As google/siglip-so400m-patch14-384: 384 = 27 * 14 + 6, which is 729 tokens.
-    sizes = SIZES | {"image_size": 20}
+    sizes: Any = SIZES | {"image_size": 20}
     SiglipVisionModel(SiglipVisionConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path)
     content = {"size": {"height": 20, "width": 20}, "image_mean": MEAN, "image_std": STD}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
