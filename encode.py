@@ -64,6 +64,7 @@ def encode_latents(config: DictConfig) -> None:
     from modules.latents.raw_parts import RawLatents, RawPart
     from modules.latents.spec import encoder_fingerprint
     from modules.networks.text_encoder import Vocabulary
+    from modules.networks.weights_fingerprint import identity
     from modules.pipelines.device import inference_device
 
     shard_set, out = ShardSet(Path(config.shards), "samples"), Path(config.out)
@@ -76,7 +77,7 @@ def encode_latents(config: DictConfig) -> None:
     vision: Any = None
     if "vision" in config:
         vision = torch.nn.Module.to(instantiate(config.vision, _convert_="object")(), device)
-        inputs["vision"] = vision.config
+        inputs["vision"] = identity(vision.config)
     inputs["coverage"] = True  # caches of before it was stored are made anew
     if config.statistics != "set":
         inputs["statistics"] = config.statistics
@@ -110,7 +111,7 @@ def encode_latents(config: DictConfig) -> None:
     texts = (text for part in done for sample in part.captions for text in sample)
     vocabulary = Vocabulary.from_captions(texts, config.max_words)
     with ShardWriter(out, "latents", config.samples_per_shard) as writer:
-        for uid, members in cache_members(done, spec):
+        for uid, members in cache_members(done.read(vision=True), spec):
             writer.add(uid, members)
         extra = {"latent_spec": spec.to_json(), "vocabulary": vocabulary.words, "inputs": inputs}
         if vision is not None:

@@ -28,10 +28,10 @@ from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import (
-    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,
+    least_thickness,
     round_apart,
 )
 from modules.geometry.lift import lift
@@ -73,7 +73,7 @@ def rebuild(
     stages = Stages()
     images, hit = sample["images"].numpy().astype(np.float64), sample["hit"].numpy()
     observation = stages.run("lift", lambda: lift(images, cameras, hit))
-    settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
+    settings = ClassicalSettings(thickness=least_thickness(grid))
     field = stages.run("field", lambda: ClassicalField(observation, settings))
     vertices, faces = stages.run(
         "isosurface",

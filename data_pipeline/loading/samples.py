@@ -163,16 +163,21 @@ class LatentDataset(Dataset[dict[str, Any]]):
     """Cached 2.5D latents: `uid`, `caption` (str), `latents` float32 (m v c h w), normalised.
 
     And `coverage` float32 (v h w): the share of a cell's pixels that show the asset, in [0, 1].
-    Caches of before it was stored have none. And where `encode.py vision=` wrote them, `vision`
-    float16 (v k q): a vision encoder's tokens of every view's rgb.
+    Caches of before it was stored have none. And where `encode.py vision=` wrote them and they are
+    asked for, `vision` float16 (v k q): a vision encoder's tokens of every view's rgb.
 
     Args:
         latents: folder that encode.py wrote.
         keep_decoded: keep them in memory; for sets that fit.
+        vision_width: q, of the tokens that the denoiser takes; None leaves them on disk: they are
+            many times as large as the latents.
     """
 
-    def __init__(self, latents: str | Path, *, keep_decoded: bool) -> None:
+    def __init__(
+        self, latents: str | Path, *, keep_decoded: bool, vision_width: int | None = None
+    ) -> None:
         self.shard_set = ShardSet(Path(latents), "latents")
+        self.vision_width = vision_width
         self._decoded: dict[int, dict[str, Any]] | None = {} if keep_decoded else None
 
     def __len__(self) -> int:
@@ -194,7 +199,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if "coverage.npy" in members:
             coverage = np.load(io.BytesIO(members["coverage.npy"])).astype(np.float32) / 255.0
             sample["coverage"] = torch.from_numpy(coverage)
-        if "vision.npy" in members:
+        if self.vision_width is not None and "vision.npy" in members:
             sample["vision"] = torch.from_numpy(np.load(io.BytesIO(members["vision.npy"])))
         if self._decoded is not None:
             self._decoded[i] = sample

@@ -38,6 +38,7 @@ class ExportStage(lightning.Callback):
         self, pipeline_dir: str | os.PathLike[str], every_n_steps: int | None = None
     ) -> None:
         self.pipeline_dir, self.every_n_steps = Path(pipeline_dir), every_n_steps
+        self.newest_step = 0
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
@@ -45,6 +46,11 @@ class ExportStage(lightning.Callback):
         """Make the folder before training, so that a path that cannot be one costs no training."""
         if trainer.is_global_zero:
             self.pipeline_dir.mkdir(parents=True, exist_ok=True)
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        self.newest_step = trainer.global_step  # what begins or is resumed is not exported anew
 
     def on_train_batch_end(
         self,
@@ -54,7 +60,9 @@ class ExportStage(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step  # stays the same for several batches that are accumulated
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self.newest_step:
+            self.newest_step = step
             self._export(trainer, pl_module)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -13,13 +13,14 @@ from modules.geometry.corruption import subsample
 from modules.geometry.made_images import save_made_images
 from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.codec import decode_packed, encode_packed
+from modules.latents.spec import fingerprint
 
 
 class RoundTrips(lightning.Callback):
     """Writes, before training begins, every asset's images encoded and decoded by autoencoders.
 
-    As files of `made_images`, at full size and, of orthographic views, at half of it. What is there
-    already stays.
+    As files of `made_images`, at full size and, of orthographic views, at half of it, each named
+    by the asset and the autoencoder's weights. What is there already stays.
 
     Args:
         autoencoders: folders, files or hub ids.
@@ -49,12 +50,13 @@ class RoundTrips(lightning.Callback):
             device: that encodes and decodes.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number, source in enumerate(self.autoencoders):
+        for source in self.autoencoders:
             autoencoder: Any = load_autoencoder(source)
+            weights = fingerprint(autoencoder)[:8]
             autoencoder.to(device)
             for i in range(min(len(dataset), self.count or len(dataset))):
                 sample = dataset.load(i)
-                name = f"{sample['uid']}.round_trip{number}"
+                name = f"{sample['uid']}.round_trip_{weights}"
                 if not (self.folder / f"{name}.npz").is_file():
                     self._write(sample, autoencoder, name, device)
 

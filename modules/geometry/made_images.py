@@ -4,6 +4,7 @@ An autoencoder's round trips, or a diffusion model's images of an asset that was
 bring their own cameras, and no foreground: that is found in them as in all made images.
 """
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +20,18 @@ from modules.geometry.cameras import cameras_from_arrays
 def save_made_images(
     file: Path, images: Float[ndarray, "m v 3 h w"], cameras: Sequence[Camera]
 ) -> None:
-    """Write images in [-1, 1], in half precision, with their cameras."""
+    """Write images in [-1, 1], in half precision, with their cameras; the file appears whole."""
     nan = float("nan")
-    np.savez(
-        file,
-        images=images.astype(np.float16),
-        camera_to_world=np.stack([camera.matrix for camera in cameras]),
-        ortho_scale=np.array([camera.ortho_scale or nan for camera in cameras]),
-        fov_deg=np.array([camera.fov_deg or nan for camera in cameras]),
-    )
+    temporary = file.with_name(f".{file.name}.partial")
+    with temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            images=images.astype(np.float16),
+            camera_to_world=np.stack([camera.matrix for camera in cameras]),
+            ortho_scale=np.array([camera.ortho_scale or nan for camera in cameras]),
+            fov_deg=np.array([camera.fov_deg or nan for camera in cameras]),
+        )
+    os.replace(temporary, file)
 
 
 def made_images_of(uid: str, folders: Sequence[Path]) -> list[Path]:

@@ -72,10 +72,16 @@ class RawLatents:
         os.replace(temporary, self._path(number))
 
     def __iter__(self) -> Iterator[RawPart]:
+        """Read the parts without their vision tokens, of which statistics know nothing."""
+        return self.read(vision=False)
+
+    def read(self, *, vision: bool) -> Iterator[RawPart]:
+        """Read the parts in their order, with their vision tokens if these are asked for."""
+        asked = ("latents", "coverage", "vision") if vision else ("latents", "coverage")
         for path in sorted(self.folder.glob("part-*.npz")):
             with np.load(path) as stored:
                 uids, captions = json.loads(stored["names"].tobytes())
-                keys = [key for key in ("latents", "coverage", "vision") if key in stored.files]
+                keys = [key for key in asked if key in stored.files]
                 tensors = (torch.from_numpy(stored[key]) for key in keys)
                 yield RawPart(uids, captions, *tensors)
 

@@ -21,9 +21,14 @@ from modules.networks.adapters import (
     adapted_layers,
     install_adapters,
 )
+from modules.networks.pretrained_parts import locate
 from modules.networks.weights_fingerprint import check_fingerprint, weights_fingerprint
 
 CONFIG_NAME = "config.json"
+ADVICE = (
+    "give the folder of a diffusers pipeline or of its transformer, or a hub model that this "
+    "machine can reach and may read (denoiser.backbone.source)"
+)
 
 
 class Backbone(nn.Module, ABC):
@@ -169,6 +174,7 @@ class Backbone(nn.Module, ABC):
             UserError: the source cannot be read, or holds a transformer of another class, or other
                 weights.
         """
+        source = locate(source, ADVICE)
         located = _locate(source, revision)
         if not Path(source).exists() and config is not None and _on_meta():
             found = {"_class_name": cls.transformer_class.__name__, **config}

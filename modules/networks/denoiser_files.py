@@ -1,6 +1,8 @@
 """An exported denoiser: its backbone or what was trained of it, embeddings, text encoder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ def save_network(directory: Path, denoiser: JointDenoiser) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _named(directory: Path, part: str) -> Iterator[None]:
+    """Tell where an export names the pretrained model that cannot be loaded."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{error}; this export finds it by {part}.source in {directory / CONFIG_NAME}: "
+            "change that where the model was moved"
+        ) from error
+
+
 def _own(denoiser: JointDenoiser) -> dict[str, nn.Parameter]:
     """Return the parameters that are none of the backbone's."""
     return {n: p for n, p in denoiser.named_parameters() if not n.startswith("backbone.")}
@@ -75,7 +89,8 @@ def load_network(directory: Path, told: dict[str, Any]) -> JointDenoiser:
     embeddings = load_file(stored) if stored.is_file() else {}
     experts = directory / "experts.safetensors"
     if experts.is_file():
-        backbone = backbone_class.from_pretrained(**origin)
+        with _named(directory, "network.origin"):
+            backbone = backbone_class.from_pretrained(**origin)
         load_experts(backbone, experts)
     else:
         own = {"source": str(directory / "transformer"), "fingerprint": None}
@@ -106,7 +121,7 @@ def save_denoiser(
             name is written.
         denoiser: to write.
         text_encoder: to write.
-        sampling: what a sampler must know: `prediction`, `shift` and `num_references`.
+        sampling: what a sampler must know: `prediction`, `shift`, `num_references` and `textures`.
         trained_on: SHA-256 of the manifest of the rendered samples; None where it is not known.
         vision: configuration of the `VisionEncoder` whose tokens the denoiser takes, if any.
     """
@@ -131,10 +146,25 @@ def trained_on(directory: Path) -> str | None:
 
     None for exports that do not say, or that cannot be read, which `load_denoiser` tells.
     """
+    return _read(directory).get("trained_on")
+
+
+def fingerprints(directory: Path) -> dict[str, str]:
+    """Return those of the pretrained parts that an exported denoiser names, by part."""
+    content = _read(directory)
+    origin = content.get("network", {}).get("origin")
+    parts = {"backbone": origin} | {k: content.get(k) for k in ("text_encoder", "vision_encoder")}
+    found = {part: (named or {}).get("fingerprint") for part, named in parts.items()}
+    return {part: weights for part, weights in found.items() if weights is not None}
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """Return what an export says of itself; nothing where it cannot be read."""
     try:
-        return json.loads((directory / CONFIG_NAME).read_text("utf-8")).get("trained_on")
-    except (OSError, ValueError, AttributeError):
-        return None
+        content = json.loads((directory / CONFIG_NAME).read_text("utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def load_denoiser(
@@ -151,7 +181,8 @@ def load_denoiser(
         text_encoder = _load_text_encoder(directory, content["text_encoder"])
         denoiser = load_network(directory, content.get("network", {}))
         vision = content.get("vision_encoder")
-        vision_encoder = None if vision is None else VisionEncoder(**vision)
+        with _named(directory, "vision_encoder"):
+            vision_encoder = None if vision is None else VisionEncoder(**vision)
         sampling = content["sampling"]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
@@ -165,7 +196,8 @@ def load_denoiser(
 
 def _load_text_encoder(directory: Path, config: dict[str, Any]) -> TextEncoder | PretrainedText:
     if "kind" in config:
-        return load_text(config)
+        with _named(directory, "text_encoder"):
+            return load_text(config)
     text_encoder = TextEncoder(**config)
     text_encoder.load_state_dict(load_file(directory / "text_encoder.safetensors"))
     text_encoder.vocabulary = Vocabulary.load(directory / "vocabulary.json")

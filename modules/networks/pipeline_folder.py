@@ -27,7 +27,14 @@ def stage_folder(pipeline_dir: Path, stage: str) -> Path:
             f"{pipeline_dir} is no pipeline folder: give the one that train.py exported into "
             "(paths.pipeline_dir)"
         )
+    lacking = f"{pipeline_dir} holds {' and '.join(held)}, but no {stage}"
+    if stage == "autoencoder":
+        raise UserError(
+            f"{lacking}: put there the one that the latents were encoded with: encode.py's "
+            "autoencoder (of a hub model its vae folder), or what the matching */autoencoder "
+            "experiment exported"
+        )
     raise UserError(
-        f"{pipeline_dir} holds {' and '.join(held)}, but no {stage}: train it with "
-        f"experiment=tiny/{STAGES[stage]} paths.pipeline_dir={pipeline_dir}"
+        f"{lacking}: train it with the matching */{STAGES[stage]} experiment (such as "
+        f"tiny/{STAGES[stage]}) and paths.pipeline_dir={pipeline_dir}"
     )

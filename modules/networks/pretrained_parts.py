@@ -1,10 +1,30 @@
 """Parts of pretrained models of transformers, loaded whole or refused."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_pipeline.contract import UserError
+
+
+def locate(source: str, advice: str) -> str:
+    """Return the absolute path of a local source, found from any folder; a hub id as it is.
+
+    Args:
+        source: hub id or local path.
+        advice: what to give where it is a path with nothing there.
+
+    Raises:
+        UserError: it can only be a path (it starts with `/`, `./` or `../`, or has several slashes)
+            and there is nothing.
+    """
+    if Path(source).exists():
+        return os.path.abspath(source)
+    if source.startswith(("/", "./", "../")) or source.count("/") > 1:
+        raise UserError(f"cannot load {source} (there is no such file or folder): {advice}")
+    return source
 
 
 def load_part(

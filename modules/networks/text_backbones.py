@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from modules.networks.adapters import DTYPES
-from modules.networks.pretrained_parts import load_part
+from modules.networks.pretrained_parts import load_part, locate
 from modules.networks.text_cuts import tell_cuts
 from modules.networks.weights_fingerprint import check_fingerprint, weights_fingerprint
 
@@ -54,6 +54,7 @@ class PretrainedText(nn.Module, ABC):
         fingerprint: str | None = None,
     ) -> None:
         super().__init__()
+        source = locate(source, ADVICE)
         self.config: dict[str, Any] = {
             "kind": type(self).__name__,
             "source": source,

@@ -14,6 +14,7 @@ from torch import nn
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError, check_conventions
 from modules.networks.text_backbones import PretrainedText, TextEmbedding
+from modules.networks.weights_fingerprint import identity
 
 CONFIG_NAME = "text.json"
 
@@ -31,16 +32,18 @@ def write_text_cache(
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / CONFIG_NAME
     content = {"conventions": CONVENTIONS_VERSION, "text_encoder": model.config}
-    if not record.is_file():
-        record.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    else:
+    if record.is_file():
         stored = json.loads(record.read_text("utf-8"))
-        # caches of before there were fingerprints name none
-        stored["text_encoder"].setdefault("fingerprint", model.config["fingerprint"])
-        if stored != content:
+        named = stored["text_encoder"]
+        check_conventions(stored.get("conventions"), str(folder))
+        if identity(named, model.config) != identity(model.config, named):
             raise UserError(
                 f"{folder} holds text of another model or length: delete it, or keep that"
             )
+    # written also over what fits: caches of before there were fingerprints gain one
+    temporary = record.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    os.replace(temporary, record)
     new = [text for text in sorted({"", *captions}) if not _path(folder, text).is_file()]
     for start in range(0, len(new), batch_size):
         texts = new[start : start + batch_size]

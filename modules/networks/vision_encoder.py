@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from data_pipeline.contract import UserError
 from modules.networks.adapters import DTYPES
-from modules.networks.pretrained_parts import load_part
+from modules.networks.pretrained_parts import load_part, locate
 from modules.networks.weights_fingerprint import check_fingerprint, weights_fingerprint
 
 LEADING_TOKENS = {"SiglipVisionModel": 0, "CLIPVisionModel": 1, "Dinov2Model": 1}
@@ -59,6 +59,7 @@ class VisionEncoder(nn.Module):
                 f"vision.dtype={dtype} {' or '.join(DTYPES)}"
             )
         self.kind = kind
+        source = locate(source, ADVICE)
         self.model: Any = load_part(
             kind, source, advice=ADVICE, revision=revision, dtype=DTYPES[dtype]
         )
@@ -69,11 +70,6 @@ class VisionEncoder(nn.Module):
             "fingerprint": found,
         }  # fmt: skip
         self.side_px, mean, std = _preprocessing(source, revision)
-        if self.side_px % self._patch_px:
-            raise UserError(
-                f"{source} takes images of {self.side_px} px, which patches of {self._patch_px} px "
-                "do not fill: set `size` in its preprocessor_config.json"
-            )
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.requires_grad_(False)
@@ -86,7 +82,7 @@ class VisionEncoder(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image."""
+        """Tokens of an image; what patches do not fill at its right and lower edge is not seen."""
         return (self.side_px // self._patch_px) ** 2
 
     @property

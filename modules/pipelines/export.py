@@ -17,6 +17,7 @@ from modules.geometry.lift import Observation
 from modules.geometry.mesh import WRITTEN_SUFFIXES, TexturedMesh, save_mesh
 from modules.geometry.mesh_file import TEXTURE_FORMATS
 from modules.geometry.point_files import save_points, save_splats
+from modules.networks.denoiser_files import fingerprints
 from modules.pipelines.mesh_report import MeshReport
 from modules.pipelines.reconstruction import check_mesh_size
 
@@ -146,13 +147,23 @@ def export(
 
 
 def model_digest(checkpoint: Path) -> str:
-    """Return a SHA-256 of all weights of a pipeline folder, by which a file tells who made it."""
+    """Return a SHA-256 of all weights of a pipeline folder, by which a file tells who made it.
+
+    Of pretrained parts, which it names and does not hold, their fingerprints.
+    """
     digest = hashlib.sha256()
     for path in sorted(checkpoint.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(checkpoint).as_posix()} {content}\n".encode())
+        name = path.relative_to(checkpoint).as_posix()
+        digest.update(f"{name} {file_digest(path)}\n".encode())
+    for part, weights in fingerprints(checkpoint / "denoiser").items():
+        digest.update(f"{part} {weights}\n".encode())
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _credit(about: dict[str, Any]) -> str | None:

@@ -38,6 +38,8 @@ class TextTo25D:
         prediction: what the denoiser's output stands for.
         shift: shift of the sampler's timesteps; None is the backbone's own.
         num_references: slots for reference images that the denoiser was trained with.
+        textures: whether training held geometry clean while rgb was noisy, so that given geometry
+            can be textured.
         vision_encoder: whose tokens of the references the denoiser was trained with, if any.
     """
 
@@ -50,12 +52,13 @@ class TextTo25D:
         prediction: Prediction = "clean",
         shift: float | None = 1.0,
         num_references: int = 0,
+        textures: bool = True,  # exports of before do not say
         vision_encoder: VisionEncoder | None = None,
     ) -> None:
         self.codec, self.denoiser = codec, denoiser
         self.text_encoder = text_encoder
         self.prediction: Prediction = prediction
-        self.shift, self.num_references = shift, num_references
+        self.shift, self.num_references, self.textures = shift, num_references, textures
         self.vision_encoder = vision_encoder
 
     @classmethod
@@ -156,7 +159,8 @@ class TextTo25D:
         """Return the given geometry, and which modalities of which prompts it holds.
 
         Raises:
-            UserError: there are not as many as prompts, or one is of another shape.
+            UserError: there are not as many as prompts, one is of another shape, or the denoiser
+                never learned to texture.
         """
         rows: list[Tensor | None] = [None] * batch_size if geometry is None else list(geometry)
         given = [row for row in rows if row is not None]
@@ -164,6 +168,11 @@ class TextTo25D:
         shape = (len(MODALITIES), self.codec.spec.num_views, 3, side, side)
         if len(rows) != batch_size:
             raise UserError(f"{batch_size} prompts need as many geometries, not {len(rows)}")
+        if given and not self.textures:
+            raise UserError(
+                "this model never learned to texture given geometry: ask without a mesh, or train "
+                "one with system.mix.texture above 0 (the shares of system.mix sum to 1)"
+            )
         for row in given:
             if row.shape != shape:
                 raise UserError(

@@ -14,6 +14,9 @@ from data_pipeline.contract import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Of the files that are taken from a folder; a file that is named itself may have any."""
 
+OPAQUE = 128
+"""Alpha from which a cut-out's pixel is the object's; tools that cut out leave faint haze."""
+
 FRAME = 1.1
 """Side of a cut-out's square over its longest side: the `ortho_scale` of the training views."""
 
@@ -54,20 +57,23 @@ def images_digest(source: Path) -> str:
 def fit_reference(image: Image.Image, side_px: int) -> Float[Tensor, "3 side side"]:
     """Return an image as a square in [-1, 1], on white, its aspect kept.
 
-    A cut-out (an image with transparency) is cropped to what it shows and centred in a square 1.1
-    times its longest side, as the training views frame their assets. Any other image is kept whole,
-    and padded with white to a square. The square is resized by an antialiased bicubic filter.
+    Of a cut-out (an image with transparency) what is at least half opaque is centred in a square
+    1.1 times its longest side, as the training views frame their assets; where nothing is, what
+    shows at all. Any other image is kept whole, and padded with white to a square. The square is
+    resized by an antialiased bicubic filter.
 
     Args:
         image: RGBA.
         side_px: of the views.
     """
-    box = image.getchannel("A").getbbox()
-    cut_out = any(image.getchannel("A").histogram()[:255])
-    shown = image.crop(box) if cut_out else image
-    side = round(max(shown.size) * (FRAME if cut_out else 1.0))
+    alpha = image.getchannel("A")
+    cut_out = any(alpha.histogram()[:255])
+    box = alpha.point([255 * (a >= OPAQUE) for a in range(256)]).getbbox() or alpha.getbbox()
+    left, top, right, lower = box if cut_out and box else (0, 0, *image.size)
+    side = round(max(right - left, lower - top) * (FRAME if cut_out else 1.0))
+    left, top = left - (side - right + left) // 2, top - (side - lower + top) // 2
     square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(shown, ((side - shown.width) // 2, (side - shown.height) // 2))
+    square.alpha_composite(image.crop((left, top, left + side, top + side)))
     fitted = square.convert("RGB").resize((side_px, side_px), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(fitted, np.float32))
     return (pixels / 127.5 - 1.0).permute(2, 0, 1)

@@ -16,7 +16,14 @@ from tqdm import tqdm
 
 from data_pipeline.contract import SourceFrame, UserError, layout_cameras, view_layout
 from modules.pipelines.device import inference_device
-from modules.pipelines.export import IN_WORLD, ExportOptions, MeshMaker, export, model_digest
+from modules.pipelines.export import (
+    IN_WORLD,
+    ExportOptions,
+    MeshMaker,
+    export,
+    file_digest,
+    model_digest,
+)
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
 from modules.pipelines.reference_images import fit_reference, images_digest, read_references
@@ -150,6 +157,8 @@ def generate_from_prompt(
     about["model_sha256"] = model_digest(checkpoint)
     if image is not None:
         about |= {"image": image.name, "image_sha256": images_digest(image)}
+    if mesh is not None:
+        about |= {"given_mesh": mesh.name, "given_mesh_sha256": file_digest(mesh)}
     failed = []
     for seed, path in outputs.items():  # one at a time: memory does not grow with their number
         with tqdm(total=sampling.steps, desc="sample", unit="step") as bar:

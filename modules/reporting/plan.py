@@ -160,7 +160,7 @@ def _planned_batch(config: DictConfig) -> Batch:
     """Return what one GPU trains on; sizes of latents come from their cache, if there is one.
 
     Raises:
-        UserError: the grid is not known.
+        UserError: the grid is not known, or how many vision tokens a reference has.
     """
     grid, vision_tokens = config.plan_grid, config.plan_vision_tokens
     if not OmegaConf.is_missing(config, "latents"):
@@ -172,11 +172,19 @@ def _planned_batch(config: DictConfig) -> Batch:
             "plan=true must know the size of the latents: give plan_grid=CELLS (of one view's "
             "side, after packing), or latents=FOLDER"
         )
+    references = config.system.num_references if config.system.image_share > 0.0 else 0
+    if config.denoiser.vision_width is None or references == 0:
+        vision_tokens = 0
+    elif vision_tokens is None:
+        raise UserError(
+            "plan=true must know how many tokens the vision encoder makes of a reference: give "
+            "plan_vision_tokens=NUMBER (conf/vision says them), or latents=FOLDER"
+        )
     return Batch(
         size=config.data.batch_size,
         grid=grid,
         text_tokens=config.plan_text_tokens,
-        references=config.system.num_references if config.system.image_share > 0.0 else 0,
+        references=references,
         vision_tokens=vision_tokens,
     )
 

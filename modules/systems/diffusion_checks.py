@@ -12,6 +12,7 @@ from modules.networks.denoiser import JointDenoiser
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
+from modules.networks.weights_fingerprint import identity
 
 
 def check_latents(denoiser: JointDenoiser, spec: LatentSpec, latents: Path) -> None:
@@ -83,3 +84,32 @@ def check_vision(
             f"{latents} holds vision tokens of {told['width']} numbers, the denoiser takes "
             f"{width}: set denoiser.vision_width={told['width']}"
         )
+
+
+def is_same_vision(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> bool:
+    """Return whether a cache's vision tokens are those of a checkpoint; True if that names none.
+
+    Args:
+        saved: what the checkpoint says of its tokens (`VisionEncoder.about`).
+        now: what the cache says of its own.
+    """
+    if saved is None or now is None:
+        return saved is None
+    encoder = identity(saved["encoder"], now["encoder"])
+    same = encoder == identity(now["encoder"], saved["encoder"])
+    return same and all(saved[key] == now[key] for key in ("width", "num_tokens"))
+
+
+def check_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UserError if a checkpoint was trained with other settings.
+
+    Args:
+        saved: by their key; what an older checkpoint does not hold is not compared.
+        now: the settings of this run.
+    """
+    for key, value in now.items():
+        if saved.get(key, value) != value:
+            raise UserError(
+                f"the checkpoint was trained with {key}={saved[key]}, this run has {value}: give "
+                "the checkpoint's, or start a new run (another paths.run_dir)"
+            )

@@ -32,7 +32,13 @@ from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.networks.weights_fingerprint import check_fingerprint
-from modules.systems.diffusion_checks import check_latents, check_text, check_vision
+from modules.systems.diffusion_checks import (
+    check_latents,
+    check_settings,
+    check_text,
+    check_vision,
+    is_same_vision,
+)
 from modules.systems.own_references import OwnReferences, SeenViews
 from modules.systems.randomness import draw_generator
 from modules.systems.schedule import optimizer_with_schedule
@@ -151,28 +157,41 @@ class LatentDiffusionSystem(lightning.LightningModule):
         checkpoint["vocabulary"] = self.vocabulary.words
         checkpoint["backbone"] = self.denoiser.backbone.origin
         checkpoint["vision"] = None if self.denoiser.vision is None else self.vision
+        checkpoint["text_encoder"] = self.text_encoder.config
+        checkpoint["settings"] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spec is not None
         assert self.vocabulary is not None
         spec = LatentSpec.from_json(json.loads(checkpoint["latent_spec"]), "the checkpoint")
-        vision = checkpoint.get("vision")
-        other_vision = vision is not None and vision != self.vision
-        if spec != self.spec or checkpoint["vocabulary"] != self.vocabulary.words or other_vision:
+        same_words = checkpoint["vocabulary"] == self.vocabulary.words
+        same_vision = is_same_vision(checkpoint.get("vision"), self.vision)
+        if spec != self.spec or not (same_words and same_vision):
             raise UserError(
                 f"{self.latents} is another latent cache than the checkpoint's: start a new run "
                 "(another paths.run_dir), or name the old cache"
             )
-        saved, origin = checkpoint.get("backbone", {}), self.denoiser.backbone.origin
-        check_fingerprint(
-            origin.get("fingerprint"), saved.get("fingerprint"), origin.get("source", "")
-        )
+        pretrained = {
+            "backbone": self.denoiser.backbone.origin, "text_encoder": self.text_encoder.config
+        }  # fmt: skip
+        for part, now in pretrained.items():
+            saved = checkpoint.get(part, {}).get("fingerprint")
+            check_fingerprint(now.get("fingerprint"), saved, now.get("source", ""))
+        check_settings(checkpoint.get("settings", {}), self._settings())
         if differing := sorted(self._trained_names() ^ checkpoint["state_dict"].keys()):
             raise UserError(
                 f"the checkpoint was trained with another denoiser, conditioner or adapters: "
                 f"{', '.join(differing[:3])} is on one side only; start a new run (another "
                 "paths.run_dir)"
             )
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what training must go on with, by its key."""
+        return {
+            "system.prediction": self.prediction,
+            "system.num_references": self.references.num_slots,
+            "denoiser.text_timestep": self.denoiser.text_timestep,
+        }
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -292,6 +311,7 @@ class LatentDiffusionSystem(lightning.LightningModule):
             "prediction": self.prediction,
             "shift": self.sampling_shift,
             "num_references": self.references.num_slots if self.references.share > 0.0 else 0,
+            "textures": self.mix.texture + self.mix.independent > 0.0,
         }
         vision = None
         if self.denoiser.vision is not None:

@@ -278,6 +278,9 @@ def test_captions_embedded_by_a_pretrained_text_model_train_and_generate(runs, s
         train_stage(
             "latent_diffusion", 1, tmp_path, "narrow", *options, "denoiser.joint_attention_dim=32"
         )
+    (tmp_path / "klein").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"by text_encoder\.source in .*denoiser/denoiser\.json"):
+        TextTo25D.from_pretrained(tmp_path / "pipeline")
 
 
 def test_carried_statistics_are_corrected_for_normal_and_coord_as_asked(shards, tmp_path):
@@ -301,16 +304,22 @@ def test_carried_statistics_are_corrected_for_normal_and_coord_as_asked(shards, 
     torch.testing.assert_close(stds["true"][0], stds["false"][0])
 
 
-def test_vision_tokens_and_several_references_train_and_generate(runs, shards, tmp_path):
+def test_vision_tokens_and_several_references_train_and_generate(runs, shards, tmp_path, capsys):
     save_vision("Dinov2Model", tmp_path / "dino")
     arguments = [
         *encode_arguments(tmp_path / "latents", shards, runs), "vision=dinov2",
         f"vision.source={tmp_path}/dino", "vision.dtype=float32",
     ]  # fmt: skip
     encode.main(compose("encode", arguments))
+    shutil.copytree(tmp_path / "dino", tmp_path / "copy")
+    capsys.readouterr()
+    encode.main(compose("encode", [*arguments, f"vision.source={tmp_path}/copy"]))
+    assert "encoded already" in capsys.readouterr().out  # the same weights
     told = read_cache(tmp_path / "latents")["vision"]
     assert (told["width"], told["num_tokens"]) == (WIDTH, NUM_TOKENS)
-    sample = LatentDataset(tmp_path / "latents", keep_decoded=False)[(1, 1)]
+    assert "vision" not in LatentDataset(tmp_path / "latents", keep_decoded=False)[(1, 1)]
+    shown = LatentDataset(tmp_path / "latents", keep_decoded=False, vision_width=WIDTH)
+    sample = shown[(1, 1)]
     rendered = decode_sample(make_sample("ball_1", "green", 0.33))["images"]
     encoder = VisionEncoder(**told["encoder"])
     torch.testing.assert_close(
@@ -350,6 +359,9 @@ def test_vision_tokens_and_several_references_train_and_generate(runs, shards, t
     ):
         with pytest.raises(UserError, match=said):
             train_stage("latent_diffusion", 1, tmp_path, "wrong", *seeing, wrong)
+    (tmp_path / "dino").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"by vision_encoder\.source in .*denoiser/denoiser\.json"):
+        TextTo25D.from_pretrained(tmp_path / "pipeline")
 
 
 def test_held_back_captions_are_made_and_what_they_show_is_measured(runs, shards, tmp_path):

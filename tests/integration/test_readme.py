@@ -21,6 +21,7 @@ SMALLER = {
     "train.py experiment=tiny/latent_diffusion": ["trainer.max_steps=80"],  # until a surface shows
     "train.py experiment=tiny/refiner_decoder": ["trainer.max_steps=4"],
     "generate.py prompt": ["steps=2", "texture_px=64", "grid=32"],
+    "generate.py mesh": ["steps=2", "texture_px=128"],
     "generate.py sample": ["texture_px=64", "grid=48"],
     "eval.py": ["num_samples=2000", "texture_px=64", "grid=48"],
 }  # fmt: skip
@@ -66,6 +67,7 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path):
     assert (tmp_path / "views.png").stat().st_size > 1000
     stages = json.loads((tmp_path / "runs/tiny/pipeline/relief.json").read_text())["stages"]
     assert stages == ["autoencoder", "denoiser", "refiner_decoder"]
+    assert (tmp_path / "red.glb").is_file()
     assert list((tmp_path / "rebuilt").glob("*.glb"))
     report = json.loads((tmp_path / "runs/eval/report.json").read_text())
     assert report["summary"]["f_score_0.02"]["median"] > 0.5

@@ -18,6 +18,7 @@ from data_pipeline.loading.samples import SampleDataset, collate
 from modules.callbacks.round_trips import RoundTrips
 from modules.geometry.corruption import Corruption
 from modules.geometry.made_images import load_made_images, made_images_of, save_made_images
+from modules.latents.spec import fingerprint
 from modules.networks.refiner import Refiner
 from modules.systems.classical_inputs import ClassicalInputs
 from modules.systems.refiner_decoder import RefinerDecoderSystem
@@ -126,26 +127,29 @@ def test_made_images_that_are_not_finite_are_refused(tmp_path: Path):
 def test_round_trips_are_made_once_and_are_what_the_autoencoder_gives(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class Half:
-        """An autoencoder that loses half of the contrast."""
+    class Scaled(torch.nn.Module):
+        """An autoencoder that loses contrast: `half` keeps half of it."""
 
-        def to(self, device: torch.device) -> None:
-            pass
+        def __init__(self, source: str) -> None:
+            super().__init__()
+            self.register_buffer("share", torch.tensor(0.5 if source == "half" else 0.9))
 
         def encode(self, images: torch.Tensor) -> Any:
-            return SimpleNamespace(latents=0.5 * images)
+            return SimpleNamespace(latents=self.share * images)
 
         def decode(self, latents: torch.Tensor) -> Any:
             return SimpleNamespace(sample=latents)
 
-    monkeypatch.setattr("modules.callbacks.round_trips.load_autoencoder", lambda source: Half())
+    monkeypatch.setattr("modules.callbacks.round_trips.load_autoencoder", Scaled)
     samples = dataset(shards)
-    callback = RoundTrips(["one"], tmp_path / "made", count=1)
+    callback = RoundTrips(["half"], tmp_path / "made", count=1)
     callback.write(samples, torch.device("cpu"))
     files = made_images_of("sphere_0", [tmp_path / "made"])
+    weights = fingerprint(Scaled("half"))[:8]
     assert [file.name for file in files] == [
-        "sphere_0.round_trip0.npz", "sphere_0.round_trip0_half.npz",
+        f"sphere_0.round_trip_{weights}.npz", f"sphere_0.round_trip_{weights}_half.npz",
     ]  # fmt: skip
+    assert len(list((tmp_path / "made").iterdir())) == 2  # nothing unfinished is left
     assert made_images_of("sphere_1", [tmp_path / "made"]) == []
     images, cameras = load_made_images(files[0])
     exact = samples.load(0)["images"].numpy()
@@ -158,6 +162,11 @@ def test_round_trips_are_made_once_and_are_what_the_autoencoder_gives(
     written = files[0].stat().st_mtime_ns
     callback.write(samples, torch.device("cpu"))
     assert files[0].stat().st_mtime_ns == written
+    # Another autoencoder in the first place does not pass for the one that was there.
+    RoundTrips(["other"], tmp_path / "made", count=1).write(samples, torch.device("cpu"))
+    both = set(made_images_of("sphere_0", [tmp_path / "made"]))
+    [new] = (path for path in both - set(files) if "_half" not in path.name)
+    np.testing.assert_allclose(load_made_images(new)[0], 0.9 * exact, atol=1e-3)
 
 
 def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alone(shards: Path):

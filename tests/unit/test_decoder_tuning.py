@@ -241,6 +241,29 @@ def test_a_run_that_is_cut_off_leaves_its_newest_averages(tmp_path):
     assert not torch.equal(now, cut_off.at_two["autoencoder.decoder.0.weight"])
 
 
+def test_accumulated_batches_are_exported_once_a_step_and_never_before_the_first(
+    tmp_path, monkeypatch
+):
+    steps = []
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[ExportStage(tmp_path, every_n_steps=1)],
+        accumulate_grad_batches=2,
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    monkeypatch.setattr(
+        "modules.callbacks.export.export_stage", lambda *_: steps.append(trainer.global_step)
+    )
+    system = make_system(AUTOENCODERS["taef2"], images_per_step=4)
+    batches: Any = [make_batch()] * 4
+    trainer.fit(system, DataLoader(batches, batch_size=None))
+    assert steps == [1, 2, 2]  # and once more at the end
+
+
 def test_channels_and_sizes_that_do_not_fit_are_told():
     grey = make_system(
         partial(AutoencoderKL, in_channels=1, block_out_channels=(8,), norm_num_groups=4)

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,9 @@ def test_finished_parts_survive_until_the_inputs_change(tmp_path):
     [found] = again
     assert (found.uids, found.captions) == (part.uids, part.captions)
     assert torch.equal(found.latents, part.latents)
+    again.write(8, replace(part, vision=torch.ones(3, 2, 5, 4)))
+    assert next(iter(again)).vision is None  # statistics need none
+    assert next(again.read(vision=True)).vision.shape == (3, 2, 5, 4)
     assert not RawLatents(tmp_path / "parts", {"a": 2}).has(8)
 
 

@@ -172,6 +172,9 @@ def test_the_size_of_latents_comes_from_their_cache(tmp_path, capsys):
 def test_references_and_their_vision_tokens_are_counted(capsys):
     klein = ["experiment=flux2_klein/latent_diffusion", *few_layers("flux2_klein/latent_diffusion")]
     seeing = ["system.image_share=0.9", "system.num_references=2", "denoiser.vision_width=1024"]
+    with pytest.raises(UserError, match="give plan_vision_tokens=NUMBER"):
+        plan(*klein, *seeing)
+    seeing += ["plan_vision_tokens=256"]
     plan(*klein, *seeing)
     told = capsys.readouterr().out
     assert "512 of text, 2,048 of 2 references, 512 of their vision encoder" in told

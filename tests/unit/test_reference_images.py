@@ -38,6 +38,18 @@ def test_a_cut_out_is_centred_and_framed_as_the_training_views_are(tmp_path):
     torch.testing.assert_close(fitted[:, 22, 3], WHITE)
 
 
+def test_faint_haze_does_not_frame_a_cut_out_but_alone_it_is_shown(tmp_path):
+    image = Image.new("RGBA", (100, 60), (0, 0, 255, 0))
+    image.paste((255, 0, 0, 255), (70, 5, 90, 45))
+    clean = load(tmp_path / "a.png", image, 44)
+    hazy = Image.new("RGBA", (100, 60), (0, 0, 0, 3))  # as tools that cut out leave it
+    hazy.paste((255, 0, 0, 255), (70, 5, 90, 45))
+    torch.testing.assert_close(load(tmp_path / "b.png", hazy, 44), clean, rtol=0.0, atol=0.03)
+    faint = Image.new("RGBA", (100, 60), (0, 0, 0, 0))
+    faint.paste((0, 0, 0, 100), (70, 5, 90, 45))
+    assert load(tmp_path / "c.png", faint, 44)[0, 22, 22] < 0.3
+
+
 def test_what_is_half_transparent_shows_half_of_white(tmp_path):
     fitted = load(tmp_path / "a.png", Image.new("RGBA", (8, 8), (0, 0, 0, 128)), 22)
     assert fitted[:, 11, 11].tolist() == pytest.approx([0.0] * 3, abs=0.01)

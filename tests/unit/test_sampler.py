@@ -274,6 +274,14 @@ def test_every_combination_of_conditions_may_stand_beside_any_other_in_a_batch()
         pipeline(["a"], [0], geometry=[torch.zeros(3, VIEWS, 3, 8, 8)])
 
 
+def test_a_model_that_never_learned_to_texture_says_so():
+    geometry = torch.zeros(1, 3, VIEWS, 3, 4, 4)
+    pipeline = make_pipeline(textures=False)
+    assert pipeline([""], [0], steps=1).shape == geometry.shape
+    with pytest.raises(UserError, match=r"never learned to texture .* system\.mix\.texture"):
+        pipeline([""], [0], steps=1, geometry=geometry)
+
+
 def test_held_modalities_are_at_timestep_zero_in_every_step():
     pipeline = make_pipeline()
     seen = []
@@ -309,5 +317,9 @@ def test_a_folder_that_is_no_pipeline_or_lacks_a_stage_is_named(tmp_path):
     with pytest.raises(UserError, match="holds autoencoder, but no denoiser: train it with"):
         TextTo25D.from_pretrained(tmp_path)
     (tmp_path / "denoiser").mkdir()
+    (tmp_path / "autoencoder").rmdir()
+    with pytest.raises(UserError, match=r"no autoencoder: put there the one that .* vae folder"):
+        TextTo25D.from_pretrained(tmp_path)
+    (tmp_path / "autoencoder").mkdir()
     with pytest.raises(UserError, match="holds no complete denoiser"):
         TextTo25D.from_pretrained(tmp_path)

@@ -147,7 +147,11 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path):
     del content["text_encoder"]["fingerprint"]
     record.write_text(json.dumps(content))  # as caches of before were
     assert write_text_cache(tmp_path / "cache", text, CAPTIONS, 2) == 0
-    record.write_text(json.dumps({**content, "text_encoder": text.config}))
+    named = json.loads(record.read_text())["text_encoder"]
+    assert named["fingerprint"] == text.config["fingerprint"]  # and is known from now on
+    shutil.copytree(tmp_path / "model", tmp_path / "moved")
+    moved = Flux1Text(str(tmp_path / "moved"), length=20, **FLOAT)
+    assert write_text_cache(tmp_path / "cache", moved, CAPTIONS, 2) == 0  # the same weights
     shutil.rmtree(tmp_path / "model")
     save_flux1(tmp_path / "model", seed=1)
     with pytest.raises(UserError, match="model holds other weights"):

@@ -1,14 +1,17 @@
 """Several results of one prompt: each is made by itself, and one that fails costs no other."""
 
+import hashlib
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from data_pipeline.contract import UserError
 from modules.pipelines import text_to_mesh
-from modules.pipelines.export import ExportOptions
+from modules.pipelines.export import ExportOptions, model_digest
 from modules.pipelines.sampling import Sampling
 from modules.pipelines.text_to_mesh import check_layout, check_pictures, generate_from_prompt
 
@@ -79,6 +82,37 @@ def test_a_picture_reaches_the_sampler_with_or_without_a_prompt(monkeypatch, tmp
         about = written.pop()
         assert (about["prompt"], about["image"], about["solver"]) == (prompt, image, "heun")
         assert len(about["image_sha256"]) == 64
+
+
+def test_a_given_mesh_is_named_in_what_is_made_of_it(monkeypatch, tmp_path):
+    written = []
+    trimesh.creation.box().export(tmp_path / "box.stl")
+    monkeypatch.setattr(text_to_mesh.TextTo25D, "from_pretrained", lambda _: Generator())
+    monkeypatch.setattr(text_to_mesh, "export", lambda *given: written.append(given[6]) or "")
+    generate_from_prompt(
+        "a box", {0: tmp_path / "a.glb"}, tmp_path, sampling=Sampling(), views=None,
+        options=ExportOptions(), device="cpu", mesh=tmp_path / "box.stl",
+    )  # fmt: skip
+    [about] = written
+    assert about["given_mesh"] == "box.stl"
+    expected = hashlib.sha256((tmp_path / "box.stl").read_bytes()).hexdigest()
+    assert about["given_mesh_sha256"] == expected
+
+
+def test_the_models_digest_tells_pretrained_parts_apart_by_their_weights(tmp_path):
+    (tmp_path / "denoiser").mkdir()
+    (tmp_path / "denoiser/experts.safetensors").write_bytes(b"experts")
+
+    def digest(source, backbone, text=None):
+        content = {
+            "network": {"origin": {"source": source, "fingerprint": backbone}},
+            "text_encoder": {"fingerprint": text}, "vision_encoder": None,
+        }  # fmt: skip
+        (tmp_path / "denoiser/denoiser.json").write_text(json.dumps(content))
+        return model_digest(tmp_path)
+
+    assert digest("/here", "aa") == digest("/there", "aa")
+    assert len({digest("/here", "aa"), digest("/here", "bb"), digest("/here", "aa", "cc")}) == 3
 
 
 def test_a_picture_that_would_overwrite_a_texture_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Losses by noise level, gradients by expert, and checkpoints of what is trained."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from modules.networks.denoiser import JointDenoiser
 from modules.networks.flux2 import Flux2Backbone
 from modules.networks.text_encoder import Vocabulary
 from modules.systems import latent_diffusion
+from modules.systems.diffusion_checks import is_same_vision
 
 
 def make_adapted(seed=0) -> JointDenoiser:
@@ -216,6 +218,61 @@ def test_a_checkpoint_on_another_pretrained_backbone_is_refused(tmp_path):
     make_trainer(tmp_path, 2).fit(adapted_on("aa"), make_loader(), ckpt_path=path)
     with pytest.raises(UserError, match=r"a model holds other weights \(fingerprint bb\)"):
         make_trainer(tmp_path, 2).fit(adapted_on("bb"), make_loader(), ckpt_path=path)
+
+
+def test_a_checkpoint_goes_on_with_what_it_was_trained_with_alone(tmp_path):
+    def make(text="aa", text_timestep="largest", vision=None, **options):
+        system = make_adapted_system(**options)
+        system.text_encoder.config |= {"source": "a text model", "fingerprint": text}
+        system.denoiser.text_timestep = text_timestep
+        system.vision = vision
+        return system
+
+    def resume(path, **options):
+        system = make(**options)
+        system.on_load_checkpoint(torch.load(path, weights_only=True))
+
+    trainer, path = make_trainer(tmp_path, 1), str(tmp_path / "a.ckpt")
+    trainer.fit(make(), make_loader())
+    trainer.save_checkpoint(path)
+    resume(path)
+    resume(path, text=None)
+    with pytest.raises(UserError, match=r"a text model holds other weights \(fingerprint bb\)"):
+        resume(path, text="bb")
+    for options, told in (
+        ({"text_timestep": "mean"}, r"denoiser\.text_timestep=largest, this run has mean"),
+        ({"prediction": "velocity"}, r"system\.prediction=clean, this run has velocity"),
+        ({"num_references": 2}, r"system\.num_references=1, this run has 2"),
+    ):
+        with pytest.raises(UserError, match=told):
+            resume(path, **options)
+    older = torch.load(path, weights_only=True)
+    del older["settings"], older["text_encoder"]
+    torch.save(older, path)
+    resume(path, text="bb", prediction="velocity")
+
+
+@pytest.mark.parametrize(("share", "textures"), [("joint", False), ("independent", True)])
+def test_an_export_says_whether_training_textured(share, textures, tmp_path):
+    shares = dict.fromkeys(("joint", "texture", "geometry", "independent"), 0.0)
+    system = make_adapted_system(mix=TimestepMix(**shares | {share: 1.0}))
+    system.denoiser.vision = None
+    system.export(tmp_path)
+    told = json.loads((tmp_path / "denoiser.json").read_text())
+    assert told["sampling"]["textures"] is textures
+
+
+def test_vision_tokens_are_the_same_wherever_their_encoder_was_found():
+    def about(source, fingerprint, width=4):
+        encoder = {"source": source, "revision": None, "fingerprint": fingerprint, "kind": "x"}
+        return {"encoder": encoder, "width": width, "num_tokens": 9}
+
+    saved = about("/here/dino", "aa")
+    assert is_same_vision(saved, about("facebook/dinov2-large", "aa"))
+    assert is_same_vision(None, saved)
+    assert is_same_vision(saved, about("/here/dino", None))
+    others = about("/here/dino", "bb"), about("/here/dino", "aa", 5), about("/there", None), None
+    assert not any(is_same_vision(saved, other) for other in others)
 
 
 def test_foreground_weighting_is_asked_for_and_needs_a_cache_that_tells(tmp_path):
