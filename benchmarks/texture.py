@@ -119,6 +119,7 @@ def one_asset(
     given = GivenMesh(load_mesh(original))
     start = time.process_time()
     baked = given(sample["images"], cameras, texture_px=sizes["texture_px"])
+    baking_seconds = time.process_time() - start
     observation = lift(sample["images"].double().numpy(), cameras, hit.numpy())
     shown = {
         "rebuilt": render_mesh(rebuilt, unseen, RESOLUTION_PX),
@@ -135,7 +136,7 @@ def one_asset(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_mesh(rebuilt, path, frame)
-    figures["baked"] |= {"cpu_s": time.process_time() - start}
+    figures["baked"] |= {"cpu_s": baking_seconds}
     return figures, _picture([expected, shown["projected"], shown["baked"], shown["rebuilt"]])
 
 

@@ -1,9 +1,9 @@
-"""Cameras from the numbers that a batch carries."""
+"""Cameras from the numbers that a batch carries, and what they have in their images."""
 
 import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from data_pipeline.contract import Camera
@@ -35,3 +35,34 @@ def cameras_from_arrays(
             )
         )
     return tuple(cameras)
+
+
+def project_inside(
+    camera: Camera, points: Float[ndarray, "p 3"], resolution_px: int
+) -> tuple[Int[ndarray, " q"], Float[ndarray, "q 2"], Float[ndarray, " q"]]:
+    """Return the points that lie in a camera's image: others it says nothing about.
+
+    Args:
+        camera: the view.
+        points: world positions.
+        resolution_px: side of the image.
+
+    Returns:
+        Indices of the points, their pixel coordinates (x, y), whose integer parts are column and
+        row, and their depths in world units, positive.
+    """
+    pixels, depth = camera.project(points, resolution_px)
+    seen = ((pixels >= 0) & (pixels < resolution_px)).all(axis=1) & (depth > 0)
+    inside = np.flatnonzero(seen)
+    return inside, pixels[inside], depth[inside]
+
+
+def ray_per_depth(camera: Camera, resolution_px: int) -> Float[ndarray, "h w 3"]:
+    """Return how a point moves along its pixel's ray when its depth grows by one.
+
+    Args:
+        camera: the view.
+        resolution_px: side of the image.
+    """
+    _, directions = camera.rays(resolution_px)
+    return directions / (directions @ -camera.matrix[:3, 2])[..., None]

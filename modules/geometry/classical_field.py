@@ -20,7 +20,7 @@ from modules.geometry.lift import Observation
 from modules.geometry.point_fusion import fuse
 from modules.geometry.unseen_space import find_empty_space
 from modules.geometry.view_alignment import align_views
-from modules.geometry.view_noise import estimate_noise
+from modules.geometry.view_noise import LARGEST_NOISE, estimate_noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class ClassicalField:
         if not len(observation.position):
             raise ValueError("an observation without any point has no field")
         self.settings = settings or ClassicalSettings()
-        self.noise = estimate_noise(observation)
+        self.noise = min(estimate_noise(observation), LARGEST_NOISE)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
         if self.noise > 0:
             observation = align_views(observation, self.noise)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
+from modules.geometry.cameras import project_inside
 from modules.geometry.classical_field import ClassicalField
 
 POINT_CHANNELS = 27
@@ -212,18 +213,14 @@ class Evidence:
         count = max(len(observation.cameras), VIEWS)
         said = np.tile([-1.0, -1.0, 0.0], (count, len(points), 1))
         for view, camera in enumerate(observation.cameras):
-            pixels, own = camera.project(points, side)
-            column, row = np.floor(pixels).astype(np.int64).T
-            inside = np.flatnonzero(
-                (row >= 0) & (column >= 0) & (row < side) & (column < side) & (own > 0)
-            )
-            row, column = row[inside], column[inside]
+            inside, pixels, own = project_inside(camera, points, side)
+            column, row = pixels.astype(np.int64).T
             depth = observation.depth[view][row, column]
             found = self._point_of_pixel[view][row, column]
             said[view, inside[np.isposinf(depth)]] = 1.0
             hit = found >= 0
             chosen, found = inside[hit], found[hit]
-            past = np.clip((depth[hit] - own[chosen]) / truncation, -1.0, 1.0)
+            past = np.clip((depth[hit] - own[hit]) / truncation, -1.0, 1.0)
             offset = points[chosen] - observation.position[found]
             plane = (observation.normal[found] * offset).sum(axis=1)
             plane = np.clip(plane / truncation, -1.0, 1.0)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import coo_array, csr_array
 
+from modules.geometry.cameras import project_inside, ray_per_depth
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
@@ -76,10 +77,7 @@ class FitViews:
         self.normal[observation.hit] = observation.normal
         self.inside = [_nearest(hit) for hit in observation.hit]
         side = observation.hit.shape[-1]
-        axes = [-camera.matrix[:3, 2] for camera in observation.cameras]
-        rays = [camera.rays(side)[1] for camera in observation.cameras]
-        # Along its ray a point moves this far when its depth grows by 1.
-        self.ray = np.stack([r / (r @ a)[..., None] for r, a in zip(rays, axes, strict=True)])
+        self.ray = np.stack([ray_per_depth(camera, side) for camera in observation.cameras])
         self.rasterizer = EmbreeRasterizer()
 
     def equations(
@@ -166,9 +164,9 @@ def disagreement(observation: Observation) -> float:
     apart = []
     for view, camera in enumerate(observation.cameras):
         own = np.flatnonzero(observation.view != view)
-        column, row = np.floor(camera.project(position[own], side)[0]).astype(np.int64).T
-        inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-        own, other = own[inside], index[view, row[inside], column[inside]]
+        inside, pixels, _ = project_inside(camera, position[own], side)
+        column, row = pixels.astype(np.int64).T
+        own, other = own[inside], index[view, row, column]
         own, other = own[other >= 0], other[other >= 0]
         offset = position[own] - position[other]
         alike = (normal[own] * normal[other]).sum(axis=1) > LEAST_ALIKE

@@ -8,10 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from modules.geometry.marching_cubes import CORNERS, crossings
-from modules.geometry.well_composed import joints
-
-LEAST_SHARE = 0.01
-"""Values are taken to be at least this share of a cell away from 0: no vertex lies on a corner."""
+from modules.geometry.well_composed import LEAST_SHARE, compose_well
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,7 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     corners = np.indices((side - 1,) * 3).reshape(3, -1).T[:, None] + CORNERS
     cells = corners @ np.array([side**2, side, 1])
     signs = values.detach().cpu().double().flatten().numpy().copy()
-    while len(joint := joints(cells, signs)):
-        signs[joint] = -least
+    compose_well(cells, signs, step)
     ends, faces = (torch.from_numpy(each).to(values.device) for each in crossings(cells, signs))
     inside = torch.from_numpy(signs < 0).to(values.device).view_as(values)
     values = torch.where(inside & (values > 0), torch.full_like(values, -least), values)

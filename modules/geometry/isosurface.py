@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
-from modules.geometry.well_composed import joints
+from modules.geometry.well_composed import LEAST_SHARE, compose_well
 
 DistanceFunction = Callable[[ndarray], ndarray]
 """Maps world points `(p, 3)` to signed distances `(p,)`, positive outside."""
@@ -31,10 +31,6 @@ SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1
 
 CHUNK = 65536
 """Points that are evaluated at a time."""
-
-LEAST_SHARE = 0.01
-"""Grid values are at least this share of a cell away from 0. Where the surface passes through a
-grid vertex, vertices of up to twelve cells would share its place and join what only touches."""
 
 
 def extract_isosurface(
@@ -73,6 +69,15 @@ def extract_isosurface(
     crossed, place = samples.closed(corner)
     vertices, faces = march(crossed, place, samples.values)
     return vertices * samples.step - half_side, faces
+
+
+def least_thickness(cells: int) -> float:
+    """Return how thick a sheet must be, in world units, for a grid of so many cells not to tear it.
+
+    Args:
+        cells: along a side.
+    """
+    return 1.1 * 2.0 * GRID_HALF_SIDE / cells
 
 
 class _GridSamples:
@@ -137,8 +142,7 @@ class _GridSamples:
         """
         while True:
             crossed = self.index(corner, 1)
-            while len(joints_found := joints(crossed, self.values)):
-                self.values[joints_found] = -LEAST_SHARE * self.step
+            compose_well(crossed, self.values, self.step)
             inside = self.values[crossed] < 0
             kept = inside.any(axis=1) & ~inside.all(axis=1)
             corner, crossed, inside = corner[kept], crossed[kept], inside[kept]

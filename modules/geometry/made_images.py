@@ -5,6 +5,7 @@ bring their own cameras, and no foreground: that is found in them as in all made
 """
 
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,15 +45,17 @@ def load_made_images(
     """Read what `save_made_images` wrote.
 
     Raises:
-        UserError: the file is damaged or something else.
+        UserError: the file is damaged or something else, or holds NaN or infinity.
     """
     try:
         with np.load(file) as stored:
             images = stored["images"].astype(np.float64)
             arrays = [stored[key] for key in ("camera_to_world", "ortho_scale", "fov_deg")]
+        if not np.isfinite(images).all():
+            raise ValueError("NaN or infinity")
         return images, cameras_from_arrays(*arrays)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise UserError(
-            f"{file} holds no made images ({type(error).__name__}): make them anew, or leave its "
-            "folder out of data.dataset.prepare.made"
+            f"{file} holds no made images ({type(error).__name__}: {error}): make them "
+            "anew, or leave its folder out of data.dataset.prepare.made"
         ) from error

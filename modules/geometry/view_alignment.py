@@ -15,12 +15,10 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix, diags
 from scipy.sparse.linalg import cg
 
+from modules.geometry.cameras import project_inside, ray_per_depth
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.view_noise import LARGEST_RADIUS, matches, mean_normal
-
-LARGEST_NOISE = 0.04
-"""World units: images that contradict each other by more are corrected as if by this much."""
 
 MATCHED_POINTS = 4000
 """At most so many points are matched with each view: more would say the same."""
@@ -59,7 +57,7 @@ def align_views(
 
     Args:
         observation: of views that disagree.
-        noise: by how much, world units; positive.
+        noise: by how much, world units; positive, and at most LARGEST_NOISE makes sense.
         settings: what counts how much.
     """
     problem = _Problem(observation, noise, settings or AlignmentSettings())
@@ -98,13 +96,13 @@ class _Outline:
 class _Problem:
     def __init__(self, observation: Observation, noise: float, settings: AlignmentSettings) -> None:
         self.observation, self.settings = observation, settings
-        self.noise = min(noise, LARGEST_NOISE)
+        self.noise = noise
         hit = observation.hit
         self.index = np.full(hit.shape, -1)
         self.index[hit] = np.arange(len(observation.position))
         self.axes = -np.stack([camera.matrix[:3, 2] for camera in observation.cameras])
-        rays = [camera.rays(hit.shape[-1])[1] for camera in observation.cameras]
-        along = [ray / (ray @ axis)[..., None] for ray, axis in zip(rays, self.axes, strict=True)]
+        side = hit.shape[-1]
+        along = [ray_per_depth(camera, side) for camera in observation.cameras]
         self.along = np.stack(along)[hit]
         """How a lifted point moves when its depth grows by one."""
         neighbours = [
@@ -183,7 +181,8 @@ class _Problem:
         camera, axis = observation.cameras[number], self.axes[number]
         movable = np.linalg.norm(np.cross(self.along, axis), axis=1) > 0.4
         chosen = np.flatnonzero((observation.view != number) & movable)
-        pixels, _ = camera.project(moved[chosen], observation.hit.shape[-1])
+        inside, pixels, _ = project_inside(camera, moved[chosen], observation.hit.shape[-1])
+        chosen = chosen[inside]
         place = (pixels - 0.5).T[::-1]
         distance, right, down = (
             ndimage.map_coordinates(image, place, order=1, mode="nearest")
@@ -191,7 +190,7 @@ class _Problem:
         )
         outwards = right[:, None] * camera.matrix[:3, 0] - down[:, None] * camera.matrix[:3, 1]
         outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-6)
-        column, row = np.clip(np.floor(pixels), 0, observation.hit.shape[-1] - 1).astype(int).T
+        column, row = pixels.astype(np.int64).T
         rim = observation.position[outline.rim[row, column]] @ axis
         rim += correction[outline.rim[row, column]]
         beside = np.abs(moved[chosen] @ axis - rim) < 6.0 * self.noise + 3.0 * spacing
@@ -253,16 +252,16 @@ class _Problem:
 def _outline(
     hit: Bool[ndarray, "h w"], index: Int[ndarray, "h w"], spacing: float
 ) -> _Outline | None:
-    """Return a view's silhouette; None if it sees nothing.
+    """Return a view's silhouette; None if it has none: it sees nothing, or nothing else.
 
     Args:
         hit: its foreground.
         index: number of each foreground pixel's point.
         spacing: world units between pixels.
     """
-    if not hit.any():
-        return None
     closed = ndimage.binary_closing(np.pad(hit, 1), np.ones((3, 3)))[1:-1, 1:-1]
+    if not hit.any() or closed.all():
+        return None
     inside = ndimage.distance_transform_edt(closed)
     distance = ndimage.distance_transform_edt(~closed) - inside
     distance -= np.copysign(0.5, distance)

@@ -6,6 +6,7 @@ from numpy import ndarray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from modules.geometry.cameras import project_inside
 from modules.geometry.lift import Observation
 
 LARGEST_RADIUS = 0.06
@@ -15,6 +16,10 @@ FACE_ALIKE = 0.35
 """And with unit normals that differ by less than this."""
 
 FEWEST_MATCHES = 20
+
+LARGEST_NOISE = 0.04
+"""World units: images that contradict each other by more are read as if by this much. What is one
+view's error must not melt what the others show."""
 
 
 def estimate_noise(observation: Observation) -> float:
@@ -88,8 +93,8 @@ def trespasses(observation: Observation) -> Float[ndarray, " n"]:
         if not hit.any():
             continue
         own = np.flatnonzero(view != index)
-        pixels, depth = camera.project(position[own], len(hit))
-        column, row = np.clip(np.floor(pixels), 0, len(hit) - 1).astype(np.int64).T
+        inside, pixels, depth = project_inside(camera, position[own], len(hit))
+        own, (column, row) = own[inside], pixels.astype(np.int64).T
         closest = ndimage.minimum_filter(observation.depth[index], 3)[row, column]
         outside = ndimage.distance_transform_edt(~hit)[row, column] * spacing - spacing
         amount = np.where(np.isfinite(closest), closest - depth, outside)

@@ -11,6 +11,22 @@ from numpy import ndarray
 
 from modules.geometry.marching_cubes import SQUARES
 
+LEAST_SHARE = 0.01
+"""Grid values are at least this share of a cell away from 0. Where the surface passes through a
+grid vertex, vertices of up to twelve cells would share its place and join what only touches."""
+
+
+def compose_well(cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"], step: float) -> None:
+    """Put corners inside, in place, until no inside corners touch only diagonally.
+
+    Args:
+        cells: indices of each cell's corners, in the order of `marching_cubes.CORNERS`.
+        values: signed distances at the corners, negative inside.
+        step: side of a cell, in the unit of the values.
+    """
+    while len(found := joints(cells, values)):
+        values[found] = -LEAST_SHARE * step
+
 
 def joints(cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"]) -> Int[ndarray, " j"]:
     """Return the corners to put inside, so that no inside corners touch only diagonally.

@@ -7,6 +7,8 @@ from torch import Tensor
 from data_pipeline.contract import Camera
 from modules.geometry.rasterizer import Rasterizer
 
+RENDERING_LOSSES = ("mask", "depth", "normal", "colour")
+
 LARGEST_GRADIENT = 0.05
 """Of a loss by a vertex: what a pixel sees of a face almost edge-on moves without bound."""
 

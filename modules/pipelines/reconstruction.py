@@ -15,10 +15,10 @@ from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.fit import check_steps, fit_vertices
 from modules.geometry.isosurface import (
-    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,
+    least_thickness,
     round_apart,
 )
 from modules.geometry.lift import HitRule, Observation, lift
@@ -54,6 +54,40 @@ def check_mesh_size(grid: int, texture_px: int, num_faces: int = MIN_FACES) -> N
         raise UserError(f"texture_px={texture_px} must be at least 16 and at most {MAX_TEXTURE_PX}")
     if not MIN_FACES <= num_faces <= MAX_FACES:
         raise UserError(f"faces={num_faces} must be at least {MIN_FACES} and at most {MAX_FACES}")
+
+
+def check_images(
+    images: Float[Tensor, "m v 3 h w"],
+    cameras: Sequence[Camera],
+    hit: Bool[Tensor, "v h w"] | None = None,
+) -> None:
+    """Raise UserError unless images are rgb, normal and coord of these cameras, finite and sound.
+
+    Args:
+        images: in [-1, 1].
+        cameras: one per view.
+        hit: their foreground, if it is known.
+    """
+    views = (len(cameras), *images.shape[-1:] * 2)
+    if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
+        raise UserError(
+            f"images of shape {tuple(images.shape)} do not fit {len(cameras)} cameras: give "
+            "rgb, normal and coord as (3, views, 3, side, side)"
+        )
+    if hit is not None and hit.shape != views:
+        raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
+    bad = ~images.isfinite()
+    if bad.any():
+        raise UserError(
+            f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
+            "that made them overflowed or is damaged; try float32, another seed or checkpoint"
+        )
+    largest = float(images.abs().max())
+    if largest > LARGEST_VALUE:
+        raise UserError(
+            f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
+            "model that made them overflowed or is damaged; try another seed or checkpoint"
+        )
 
 
 class Reconstructor:
@@ -114,26 +148,7 @@ class Reconstructor:
             UserError: shapes disagree, a value is not finite or far out of range, or there is no
                 surface.
         """
-        views = (len(cameras), *images.shape[-1:] * 2)
-        if images.shape != (len(MODALITIES), len(cameras), 3, *views[1:]) or not len(cameras):
-            raise UserError(
-                f"images of shape {tuple(images.shape)} do not fit {len(cameras)} cameras: give "
-                "rgb, normal and coord as (3, views, 3, side, side)"
-            )
-        if hit is not None and hit.shape != views:
-            raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
-        bad = ~images.isfinite()
-        if bad.any():
-            raise UserError(
-                f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
-                "that made them overflowed or is damaged; try float32, another seed or checkpoint"
-            )
-        largest = float(images.abs().max())
-        if largest > LARGEST_VALUE:
-            raise UserError(
-                f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
-                "model that made them overflowed or is damaged; try another seed or checkpoint"
-            )
+        check_images(images, cameras, hit)
         mask = None if hit is None else hit.cpu().numpy()
         observation = lift(images.cpu().numpy().astype(np.float64), cameras, mask, self.rule)
         if not len(observation.position):
@@ -167,7 +182,7 @@ class Reconstructor:
         check_mesh_size(grid, texture_px)
         check_steps(refine_steps)
         observation = self.lift(images, cameras, hit)
-        settings = ClassicalSettings(thickness=1.1 * 2.0 * GRID_HALF_SIDE / grid)
+        settings = ClassicalSettings(thickness=least_thickness(grid))
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)

@@ -18,6 +18,7 @@ from modules.geometry.mesh import ColoredMesh, TexturedMesh, load_mesh, merge_ve
 from modules.geometry.rasterize import render_mesh
 from modules.geometry.texture import BakeSettings, bake
 from modules.metrics.uv_quality import uv_quality
+from modules.pipelines.reconstruction import check_images
 
 MAX_GIVEN_FACES = 1_000_000
 
@@ -91,8 +92,9 @@ class GivenMesh:
             hit: not read: the mesh's own foreground is exact.
 
         Raises:
-            UserError: no view shows the mesh.
+            UserError: the images are not as models make them, or no view shows the mesh.
         """
+        check_images(images, cameras)
         own, foreground = self.geometry(cameras, images.shape[-1])
         both = torch.cat([images[:1].cpu(), own[1:]]).double().numpy()
         observation = lift(both, cameras, foreground.numpy())
@@ -126,7 +128,7 @@ class GivenMesh:
             refine_steps: must be 0: the shape stays.
 
         Raises:
-            UserError: no view shows the mesh, or refine_steps is given.
+            UserError: `lift` refuses the images, or refine_steps is given.
         """
         if refine_steps:
             raise UserError("refine_steps moves vertices, but a given mesh keeps its shape")

@@ -18,7 +18,7 @@ from modules.geometry.cameras import cameras_from_arrays
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.corruption import Corruption, corrupt, subsample
 from modules.geometry.evidence import VOLUME_HALF_SIDE, Evidence
-from modules.geometry.isosurface import GRID_HALF_SIDE
+from modules.geometry.isosurface import GRID_HALF_SIDE, least_thickness
 from modules.geometry.lift import Observation, lift
 from modules.geometry.made_images import load_made_images, made_images_of
 
@@ -29,9 +29,13 @@ class ClassicalInputs:
     Adds to a sample, all float32: `geometry` (g s s s) and `colour` (4 s s s), the volumes;
     `points` (n 3), the sample's distance points and three neighbours of each of the first
     `eikonal_points`, with `distance` (n) and `features` (n c) there; `surface_features` (k c) and
-    `base` (k 3), the classical colour, at its surface points; and `grid`, for every
-    `rendering_every`-th sample (else None): `values` (r r r), the field on a grid, `index` (q), the
-    flat indices of the grid points near the surface, and `features` (q c) and `base` (q 3) there.
+    `base` (k 3), the classical colour, at its surface points; and `grid`, for some samples (else
+    None): `values` (r r r), the field on a grid, `index` (q), the flat indices of the grid points
+    near the surface, and `features` (q c), `base` (q 3) and `thickened` (q) there.
+
+    As in the Reconstructor, the field has thin sheets thickened for the sake of a grid; features
+    show that, and grids. `distance` is without it, as meshes are in the end: what is learned must
+    not be to undo it.
 
     Args:
         side: of the volumes, in voxels.
@@ -42,8 +46,10 @@ class ClassicalInputs:
         made_share: share of the samples that take theirs instead of spoilt ones, if there are any.
         eikonal_points: points at whose neighbours the field is wanted, too.
         eikonal_step: how far away they are, world units.
-        rendering_every: 0: no grids.
+        rendering_share: share of the samples that bring a grid.
         rendering_cells: along a side of the grid; even.
+        thickened_for: least and greatest number of cells along a side of the grid that other
+            samples are thickened for; drawn log-uniformly.
         seed: with a sample's position, decides what is drawn.
     """
 
@@ -58,15 +64,17 @@ class ClassicalInputs:
         made_share: float = 0.0,
         eikonal_points: int = 128,
         eikonal_step: float = 0.01,
-        rendering_every: int = 0,
+        rendering_share: float = 0.0,
         rendering_cells: int = 32,
+        thickened_for: Sequence[int] = (64, 192),
         seed: int = 0,
     ) -> None:
         self.side, self.truncation, self.corruption = side, truncation, corruption
         self.halved_share, self.made_share = halved_share, made_share
         self.made = [Path(folder) for folder in made]
         self.eikonal_points, self.eikonal_step = eikonal_points, eikonal_step
-        self.rendering_every, self.rendering_cells = rendering_every, rendering_cells
+        self.rendering_share, self.rendering_cells = rendering_share, rendering_cells
+        self.thickened_for = thickened_for
         self.seed = seed
 
     def __call__(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
@@ -77,7 +85,12 @@ class ClassicalInputs:
             position: in the endless stream: what is drawn depends on it alone.
         """
         rng = np.random.default_rng([self.seed, 2, position])
-        settings = ClassicalSettings(truncation=self.truncation)
+        rendered = rng.random() < self.rendering_share
+        cells = round(float(np.exp(rng.uniform(*np.log([*self.thickened_for])))))
+        settings = ClassicalSettings(
+            truncation=self.truncation,
+            thickness=least_thickness(self.rendering_cells if rendered else cells),
+        )
         field = ClassicalField(self._observation(sample, rng), settings)
         evidence = Evidence(field)
         centres = sample["sdf_position"].numpy().astype(np.float64)
@@ -85,18 +98,18 @@ class ClassicalInputs:
         points = np.concatenate([centres, neighbours.reshape(-1, 3)])
         points = np.clip(points, -VOLUME_HALF_SIDE, VOLUME_HALF_SIDE)
         surface = sample["surface_position"].numpy().astype(np.float64)
-        distance = field.sample(points).distance
+        found = field.sample(points)
+        thin = np.clip(found.distance + found.thickened, -self.truncation, self.truncation)
         geometry, colour = evidence.volumes(self.side)
         arrays = {
             "points": points,
-            "distance": distance,
-            "features": evidence.features(points, distance),
+            "distance": thin,
+            "features": evidence.features(points, found.distance),
             "surface_features": evidence.features(surface, field.sample(surface).distance),
             "base": field.colour(surface, sample["surface_normal"].numpy().astype(np.float64)),
             "geometry": geometry,
             "colour": colour,
         }
-        rendered = self.rendering_every and position % self.rendering_every == 0
         grid = self._grid(field, evidence) if rendered else None
         return sample | {key: _tensor(array) for key, array in arrays.items()} | {"grid": grid}
 
@@ -123,14 +136,18 @@ class ClassicalInputs:
         """Return the field on a grid, and what the network reads near its surface."""
         axis = np.linspace(-GRID_HALF_SIDE, GRID_HALF_SIDE, self.rendering_cells + 1)
         points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-        values = field.sample(points).distance
-        index = np.flatnonzero(np.abs(values) < 0.99 * self.truncation)
+        found = field.sample(points)
+        values = found.distance.reshape([len(axis)] * 3)
+        index = np.flatnonzero(np.abs(found.distance) < 0.99 * self.truncation)
         near = points[index]
+        gradient = np.stack(np.gradient(values), axis=-1).reshape(-1, 3)[index]
+        normals = gradient / np.maximum(np.linalg.norm(gradient, axis=1, keepdims=True), 1e-9)
         return {
-            "values": _tensor(values.reshape([len(axis)] * 3)),
+            "values": _tensor(values),
             "index": torch.from_numpy(index),
-            "features": _tensor(evidence.features(near, values[index])),
-            "base": _tensor(field.colour(near)),
+            "features": _tensor(evidence.features(near, found.distance[index])),
+            "base": _tensor(field.colour(near, normals)),
+            "thickened": _tensor(found.thickened[index]),
         }
 
 

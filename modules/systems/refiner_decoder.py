@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +18,7 @@ from modules.geometry.isosurface import GRID_HALF_SIDE
 from modules.geometry.rasterizer import Rasterizer, rasterizer_for
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
 from modules.losses.field import colour_loss, distance_loss, eikonal_loss
-from modules.losses.rendering import rendering_losses, vertex_normals
+from modules.losses.rendering import RENDERING_LOSSES, rendering_losses, vertex_normals
 from modules.networks.refiner import FeatureVolumes, Refiner
 from modules.networks.refiner_files import save_refiner
 from modules.systems.schedule import optimizer_with_schedule
@@ -37,6 +38,10 @@ class RefinerDecoderSystem(lightning.LightningModule):
         eikonal_weight: of the deviation of the gradient's length from 1.
         eikonal_step: of its finite differences, world units, as the dataset took them.
         rendering_weights: of the errors of rendered images, by name (`rendering_losses`).
+        rendering_share: share of the samples that bring a grid, as the dataset draws them.
+
+    Raises:
+        UserError: `rendering_weights` has a name that no rendering loss has.
     """
 
     stage = "refiner_decoder"
@@ -52,8 +57,15 @@ class RefinerDecoderSystem(lightning.LightningModule):
         eikonal_weight: float = 0.002,
         eikonal_step: float = 0.01,
         rendering_weights: Mapping[str, float] | None = None,
+        rendering_share: float = 1.0,
     ) -> None:
         super().__init__()
+        unknown = set(rendering_weights or {}) - set(RENDERING_LOSSES)
+        if unknown:
+            raise UserError(
+                f"system.rendering_weights has {', '.join(sorted(unknown))}: the rendering losses "
+                f"are {', '.join(RENDERING_LOSSES)}"
+            )
         self.build_network, self.build_optimizer, self.build_scheduler = (
             network,
             optimizer,
@@ -63,6 +75,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_step = eikonal_step
         self.rendering_weights = dict(rendering_weights or {})
+        self.rendering_share = rendering_share
         self.refiner: Any = None
         self._rasterizer: Rasterizer | None = None
 
@@ -78,15 +91,19 @@ class RefinerDecoderSystem(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         volumes = self.refiner.encode(batch["geometry"], batch["colour"])
         figures = self.figures(batch, volumes)
-        rendered = self.rendering_figures(batch, volumes)
+        rendered, count = self.rendering_figures(batch, volumes)
         loss = (
             figures["distance"]
             + self.colour_weight * figures["colour"]
             + self.eikonal_weight * figures["eikonal"]
         )
-        for name, weight in self.rendering_weights.items():
-            loss = loss + weight * rendered.get(f"rendered_{name}", 0.0)
         size = len(batch["uid"])
+        if count:
+            # Over the number expected, not over what this rank found: the mean over ranks is then
+            # the mean over the global batch.
+            share = count / (self.rendering_share * size)
+            for name, weight in self.rendering_weights.items():
+                loss = loss + weight * share * rendered[f"rendered_{name}"]
         for name, value in (figures | rendered).items():
             self.log(f"train/loss/{name}", value.detach(), batch_size=size)
         self.log("train/loss/total", loss.detach(), batch_size=size, prog_bar=True)
@@ -142,10 +159,11 @@ class RefinerDecoderSystem(lightning.LightningModule):
 
     def rendering_figures(
         self, batch: dict[str, Any], volumes: FeatureVolumes
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], int]:
         """Return the errors of images of the predicted surfaces against the samples' true ones.
 
-        Of those samples that came with a grid; empty where none did, or none has a surface.
+        Means over those samples that came with a grid and have a surface, and how many these are;
+        empty where there is none.
 
         Args:
             batch: a batch of prepared samples.
@@ -164,7 +182,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
                 )
                 for name, value in self._render(grid, own, sample, cameras).items():
                     found.setdefault(f"rendered_{name}", []).append(value)
-        return {name: torch.stack(values).mean() for name, values in found.items()}
+        count = max((len(values) for values in found.values()), default=0)
+        return {name: torch.stack(values).mean() for name, values in found.items()}, count
 
     def _render(
         self,
@@ -184,10 +203,12 @@ class RefinerDecoderSystem(lightning.LightningModule):
         surface = grid_surface(refined, float(axis[1] - axis[0]))
         if not len(surface.faces):
             return {}
-        at_index = torch.cat([grid["features"], grid["base"]], dim=1)
+        at_index = torch.cat([grid["features"], grid["base"], grid["thickened"][:, None]], dim=1)
         known = at_index.new_zeros(len(points), at_index.shape[1]).index_copy(0, index, at_index)
         vertices = surface.interpolate(points)
-        features, base = surface.interpolate(known).detach().split([at_index.shape[1] - 3, 3], 1)
+        features, base, thickened = (
+            surface.interpolate(known).detach().split([grid["features"].shape[1], 3, 1], dim=1)
+        )
         normals = vertex_normals(vertices, surface.faces).detach()
         colours = (
             base
@@ -198,7 +219,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         )
         return rendering_losses(
             self._get_rasterizer(),
-            vertices,
+            vertices - thickened * normals,
             surface.faces,
             colours,
             sample["images"],
@@ -212,6 +233,10 @@ class RefinerDecoderSystem(lightning.LightningModule):
         if self._rasterizer is None:
             try:
                 self._rasterizer = rasterizer_for(self.device)
-            except UserError:
+            except UserError as error:
+                rank_zero_warn(
+                    f"{error}. Rendering losses use Embree instead, which casts rays on the CPU: "
+                    "much slower."
+                )
                 self._rasterizer = EmbreeRasterizer()
         return self._rasterizer

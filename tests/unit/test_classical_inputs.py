@@ -1,5 +1,6 @@
 """What the refiner-decoder reads of a sample, and where its images come from."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
+from analytic import ORTHO6, flat_colored, observe
 from sphere_shards import write_sphere_shards
 
 from data_pipeline.contract import UserError, view_layout
@@ -59,8 +62,12 @@ def test_what_is_drawn_depends_on_the_position_alone(shards: Path):
 
 
 def test_some_samples_of_a_batch_bring_a_grid(shards: Path):
-    samples = dataset(shards, rendering_every=2, rendering_cells=16)
-    batch = collate([samples[0, 0], samples[1, 1]])
+    samples = dataset(shards, rendering_share=0.5, rendering_cells=16)
+    drawn = [samples[position, 0] for position in range(12)]
+    with_grid = [sample["grid"] is not None for sample in drawn]
+    for rank in range(2):  # ranks take positions in strides
+        assert 0 < sum(with_grid[rank::2]) < 6
+    batch = collate([drawn[with_grid.index(True)], drawn[with_grid.index(False)]])
     grid, none = batch["grid"]
     assert none is None
     points = torch.cartesian_prod(*[torch.linspace(-0.54, 0.54, 17)] * 3)
@@ -97,9 +104,24 @@ def test_images_that_a_model_made_of_an_asset_take_the_place_of_its_own(
         near = truth.abs() < 0.03
         assert near.any()
         assert (sample["distance"] - truth)[near].abs().mean() < 0.01
-    (tmp_path / f"{uid}.a.npz").write_bytes(b"torn")
-    with pytest.raises(UserError, match="no made images"):
-        samples[0, 0]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_torn_file_of_made_images_is_named(tmp_path: Path, kept: float):
+    file = tmp_path / "a.npz"
+    save_made_images(file, smaller_sphere(), view_layout("ortho6"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match=r"a\.npz holds no made images"):
+        load_made_images(file)
+
+
+def test_made_images_that_are_not_finite_are_refused(tmp_path: Path):
+    images = smaller_sphere()
+    images[0, 0, 0, 0, 0] = np.nan
+    save_made_images(tmp_path / "a.npz", images, view_layout("ortho6"))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        load_made_images(tmp_path / "a.npz")
 
 
 def test_round_trips_are_made_once_and_are_what_the_autoencoder_gives(
@@ -158,7 +180,7 @@ def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alon
         torch.nn.init.normal_(head[-1].weight, std=1e-3)
     torch.nn.init.constant_(system.refiner.distance_head[-1].bias, 0.8)  # 0.04 world units
     noise = Corruption(clean_share=0.0, coord_noise=(0.01, 0.01), drop_share=0.0)
-    sample = dataset(shards, corruption=noise, rendering_every=1, rendering_cells=24)[0, 0]
+    sample = dataset(shards, corruption=noise, rendering_share=1.0, rendering_cells=24)[0, 0]
     batch = collate([sample])
     optimizers = system.configure_optimizers()
 
@@ -171,7 +193,8 @@ def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alon
     planted = error()
     for _ in range(30):
         volumes = system.refiner.encode(batch["geometry"], batch["colour"])
-        figures = system.rendering_figures(batch, volumes)
+        figures, count = system.rendering_figures(batch, volumes)
+        assert count == 1
         assert set(figures) == {f"rendered_{name}" for name in weights}
         optimizers.zero_grad()
         torch.stack([figures[f"rendered_{n}"] * w for n, w in weights.items()]).sum().backward()
@@ -181,3 +204,79 @@ def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alon
         optimizers.step()
     assert planted > 0.01
     assert error() < 0.5 * planted
+
+
+def test_a_grid_counts_the_same_whatever_else_its_rank_found(shards: Path):
+    samples = dataset(shards, rendering_share=1.0, rendering_cells=16)
+    rendered, plain = samples[0, 0], samples[0, 0] | {"grid": None}
+    torch.manual_seed(0)
+
+    def loss(batch: list[dict[str, Any]], **settings: Any) -> float:
+        network = partial(Refiner, width=4, hidden=16, side=8)
+        system = RefinerDecoderSystem(network, partial(torch.optim.Adam, lr=1e-3), **settings)
+        torch.manual_seed(0)
+        system.configure_model()
+        system.log = lambda *args, **kwargs: None
+        return float(system.training_step(collate(batch), 0).detach())
+
+    settings = {"rendering_weights": {"depth": 1.0}, "rendering_share": 0.5}
+    without = loss([plain, plain])
+    one, two = (loss([rendered, other], **settings) - without for other in (plain, rendered))
+    assert one > 0.01
+    assert two == pytest.approx(2.0 * one, rel=1e-3)
+    assert loss([plain, plain], **settings) == without
+
+
+def plate_sample() -> dict[str, Any]:
+    """Return a sample of a plate that is .01 thick, with points on its upper side."""
+    plate = flat_colored(trimesh.creation.box(extents=(0.8, 0.8, 0.01)))
+    images, hit = observe(plate, 64)
+    place = np.random.default_rng(0).uniform(-0.3, 0.3, (50, 3)).astype(np.float32)
+    place[:, 2] = 0.005
+    return {
+        "uid": "plate", "images": torch.from_numpy(images), "hit": torch.from_numpy(hit),
+        "camera_to_world": torch.from_numpy(np.stack([c.matrix for c in ORTHO6])),
+        "ortho_scale": torch.tensor([c.ortho_scale for c in ORTHO6], dtype=torch.float64),
+        "fov_deg": torch.full((6,), torch.nan, dtype=torch.float64),
+        "sdf_position": torch.from_numpy(place), "surface_position": torch.from_numpy(place),
+        "surface_normal": torch.tensor([0.0, 0.0, 1.0]).expand(50, 3),
+    }  # fmt: skip
+
+
+def test_what_is_learned_is_not_to_undo_the_thickening_of_sheets():
+    settings: dict[str, Any] = {"side": 8, "truncation": 0.05, "corruption": NO_NOISE}
+    settings |= {"eikonal_points": 4, "rendering_cells": 40, "thickened_for": (40, 40)}
+    prepared = ClassicalInputs(**settings)(plate_sample(), 0)
+    assert prepared["distance"][:50].abs().max() < 1e-3
+    assert prepared["grid"] is None
+    seen = 0.05 * prepared["features"][:50, 2]
+    torch.testing.assert_close(seen, torch.full_like(seen, -0.00985), atol=1e-3, rtol=0.0)
+    system = RefinerDecoderSystem(
+        partial(Refiner, width=4, hidden=16, side=8),
+        torch.optim.Adam,
+        rendering_weights={"depth": 1.0},
+    )
+    system.configure_model()
+    batch = collate([ClassicalInputs(rendering_share=1.0, **settings)(plate_sample(), 0)])
+    volumes = system.refiner.encode(batch["geometry"], batch["colour"])
+    figures, count = system.rendering_figures(batch, volumes)
+    assert count == 1
+    assert float(figures["rendered_depth"].detach()) < 0.06
+
+
+def test_a_misspelt_rendering_loss_is_refused():
+    with pytest.raises(UserError, match="has nrmal: the rendering losses are mask, depth"):
+        RefinerDecoderSystem(Refiner, torch.optim.Adam, rendering_weights={"nrmal": 1.0})
+
+
+def test_a_fall_back_to_embree_is_told_of_once(monkeypatch: pytest.MonkeyPatch):
+    def missing(device: torch.device) -> Any:
+        raise UserError("nvdiffrast cannot be imported: install it as docs/install.md says")
+
+    monkeypatch.setattr("modules.systems.refiner_decoder.rasterizer_for", missing)
+    system = RefinerDecoderSystem(Refiner, torch.optim.Adam)
+    with pytest.warns(UserWarning, match="install it as docs/install.md says.*Embree"):
+        system._get_rasterizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        system._get_rasterizer()

@@ -119,3 +119,21 @@ def test_a_line_is_refused_for_no_view_shows_it():
     given = GivenMesh(line)
     with pytest.raises(UserError, match="no view shows the mesh"):
         given(by_place(given), ORTHO6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda images: images.fill_(torch.nan), "NaN or infinite"),
+        (lambda images: images[0].fill_(torch.inf), "NaN or infinite"),
+        (lambda images: images.mul_(100.0), "lie in"),
+    ],
+)
+def test_images_that_no_sound_model_makes_are_refused(spoil, message: str):
+    given = GivenMesh(box())
+    images = by_place(given)
+    spoil(images)
+    with pytest.raises(UserError, match=message):
+        given(images, ORTHO6)
+    with pytest.raises(UserError, match="do not fit 5 cameras"):
+        given(by_place(given), ORTHO6[:5])

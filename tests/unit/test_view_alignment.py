@@ -1,15 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
-from analytic import ORTHO6, bowl, flat_colored, observe, sphere
+from analytic import ORTHO6, bowl, flat_colored, observe, sphere, to_images
 from scipy import ndimage
 
 from modules.geometry.classical_field import ClassicalField
 from modules.geometry.corruption import Corruption, corrupt
 from modules.geometry.lift import Observation, lift
 from modules.geometry.point_fusion import reliability
-from modules.geometry.view_alignment import align_views
-from modules.geometry.view_noise import estimate_noise
+from modules.geometry.rasterize import render_mesh
+from modules.geometry.view_alignment import _outline, align_views
+from modules.geometry.view_noise import LARGEST_NOISE, estimate_noise
 
 BOX = flat_colored(trimesh.creation.box(extents=(0.8, 0.5, 0.7)))
 BODIES = {"sphere": sphere(), "box": BOX, "bowl": bowl()}
@@ -106,3 +109,41 @@ def test_what_another_view_looks_through_counts_little_and_nothing_on_an_outline
     facing = toward > 0.9
     assert np.median(reliability(spoiled)[front][facing]) < 0.1 < np.median(weight[front][facing])
     assert (reliability(spoiled)[front] == 0.0).any()
+
+
+def test_an_exact_close_up_says_nothing_of_what_lies_outside_of_its_image():
+    parts = [
+        trimesh.creation.box(extents=(0.1, 0.1, 0.9)).apply_translation([-0.4, 0.0, 0.0]),
+        trimesh.creation.box(extents=(0.9, 0.1, 0.1)).apply_translation([0.0, 0.0, -0.4]),
+    ]
+    shape = flat_colored(trimesh.util.concatenate(parts))
+    moved = ORTHO6[0].matrix
+    moved[:3, 3] += 0.2 * (moved[:3, 1] - moved[:3, 0])
+    close_up = replace(ORTHO6[0], ortho_scale=0.65, camera_to_world=moved.tolist())
+    cameras = [*ORTHO6, close_up]
+    views = render_mesh(shape, cameras, 64)
+    assert 0 < views.hit[6].sum() < views.hit[6].size
+    observation = lift(to_images(views), cameras, views.hit)
+    assert estimate_noise(observation) == 0.0
+
+
+def test_one_view_that_is_far_off_does_not_melt_the_others():
+    images, hit = observe(sphere(), 64)
+    exact = lift(images, ORTHO6, hit)
+    images[2, 0, 1] += 2.0 * 0.25 * hit[0]
+    observation = lift(images, ORTHO6, hit)
+    assert estimate_noise(observation) > 1.5 * LARGEST_NOISE
+    field = ClassicalField(observation)
+    assert field.noise == LARGEST_NOISE
+    others = exact.position[exact.view > 0]
+    assert np.median(np.abs(field.sample(others).distance)) < 0.28 * exact.spacing
+
+
+def test_a_view_that_is_all_foreground_has_no_outline():
+    hit, index = np.ones((16, 16), dtype=bool), np.arange(256).reshape(16, 16)
+    assert _outline(hit, index, 0.1) is None
+    hit[:, :8] = False
+    index[:, :8] = -1
+    outline = _outline(hit, index, 0.1)
+    assert outline is not None
+    assert ((outline.distance > 0) == ~hit).all()
