@@ -17,6 +17,8 @@ def main(config: DictConfig) -> None:
     asked = config.prompt is not None or config.image is not None
     if config.mesh is not None and not asked:
         raise UserError('mesh=FILE needs prompt="..." or image=FILE: what it is to look like')
+    if config.mesh is not None and config.sample is not None:
+        raise UserError("mesh=FILE textures a mesh, sample=UID rebuilds one: give one of the two")
     if asked == (config.sample is not None):
         raise UserError('give either prompt="..." or image=FILE, or both; or sample=UID')
     if config.mesh is not None and config.refine_steps:

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> int | None:
     # torch and lightning take seconds to import; a mistyped key is told before that.
     import lightning
 
-    from modules.callbacks.checkpoint import find_checkpoint, finished_step
+    from modules.callbacks.checkpoint import find_checkpoint, finished_step, where_it_goes_on
     from modules.callbacks.progress import StepProgressBar
     from modules.callbacks.run_record import record_run
 
@@ -65,7 +65,7 @@ def main(config: DictConfig) -> int | None:
         trainer.fit(system, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         if trainer.interrupted:
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(where_it_goes_on(run_dir)) from None
         raise
     return None
 

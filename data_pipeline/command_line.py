@@ -54,6 +54,7 @@ OPTIONAL_NUMBERS = {
 """Keys that are null by default, which tells nothing of the kind of value that they take."""
 
 DONE, USER_ERROR, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
+INTERRUPTION = "interrupted: the same command goes on from here"
 
 
 def quote_verbatim(argument: str) -> str:
@@ -189,7 +190,8 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
     try:
         return main(config) or DONE
     except UserError as error:
-        _fail(USER_ERROR, str(error))
+        # A loader's process hands its whole traceback on, with what was raised at its end.
+        _fail(USER_ERROR, str(error).rpartition(f"{UserError.__module__}.UserError: ")[2])
     except InstantiationException as error:  # Hydra wraps what a constructor raises
         if isinstance(error.__cause__, UserError):
             _fail(USER_ERROR, str(error.__cause__))
@@ -204,8 +206,8 @@ def _guarded(main: Callable[[DictConfig], int | None], config: DictConfig) -> in
         in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
         problem = "is a file where a folder is needed" if in_the_way else error.strerror
         _fail(USER_ERROR, f"{error.filename}: {problem}: choose another path or mend it")
-    except KeyboardInterrupt:
-        _fail(INTERRUPTED, "interrupted: the same command goes on from here")
+    except KeyboardInterrupt as error:
+        _fail(INTERRUPTED, f"interrupted: {error}" if error.args else INTERRUPTION)
 
 
 def _usage_message(config_name: str, error: Exception) -> str:

@@ -102,6 +102,17 @@ def find_checkpoint(ckpt: str, run_dir: Path, stage: str) -> Path | None:
     return path
 
 
+def where_it_goes_on(run_dir: Path) -> str:
+    """Return what becomes of an interrupted run when the same command is given again."""
+    found = sorted((run_dir / "checkpoints").glob("step-*.ckpt"))
+    if not found:
+        return (
+            "there is no checkpoint yet (callbacks.checkpoint.every_n_steps), so the same command "
+            "starts anew"
+        )
+    return f"the same command goes on from step {int(found[-1].stem.partition('-')[2])}"
+
+
 def finished_step(run_dir: Path) -> int:
     """Return the step at which the run ended as planned; -1 if it has not."""
     path = run_dir / FINISHED_NAME

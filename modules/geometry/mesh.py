@@ -253,7 +253,12 @@ def load_mesh(path: pathlib.Path) -> ColoredMesh:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"no mesh file at {path}: check the path")
+        advice = "it is a folder, name a file in it" if path.is_dir() else "check the path"
+        raise UserError(f"no mesh file at {path}: {advice}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: export it again")
+    if path.suffix.lower().lstrip(".") not in trimesh.available_formats():
+        raise UserError(f"{path} is of no known mesh format: give a GLB, OBJ, PLY, STL or the like")
     try:
         scene = trimesh.load_scene(path, process=False)
     # trimesh hands on whatever its many parsers raise; all of it means "not a readable mesh".

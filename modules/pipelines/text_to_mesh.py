@@ -134,6 +134,9 @@ def generate_from_prompt(
         mesh: file of a mesh to be textured, in whose frame results are; None: shapes are made, too.
     """
     pictures = check_pictures(views, outputs)
+    for path in (*outputs.values(), *pictures.values()):
+        if any(given is not None and given.resolve() == path.resolve() for given in (mesh, image)):
+            raise UserError(f"{path} is what is read: write the result under another name")
     pictured = [] if image is None else read_references(image)
     given = None if mesh is None else GivenMesh.load(mesh)
     generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))

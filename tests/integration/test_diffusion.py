@@ -234,6 +234,7 @@ def test_a_given_mesh_is_textured_in_its_own_frame(runs, tmp_path, capsys):
     assert "watertight" in capsys.readouterr().out
     for wrong, told in (
         ([f"mesh={tmp_path}/none.glb", f"out={tmp_path}/b.glb"], "no mesh file at"),
+        ([f"mesh={tmp_path}/b.glb", f"out={tmp_path}/b.glb"], "is what is read"),
         (["refine_steps=2", f"out={tmp_path}/b.glb"], "keeps its shape"),
     ):
         with pytest.raises(UserError, match=told):

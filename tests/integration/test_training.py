@@ -74,6 +74,7 @@ def test_ctrl_c_ends_in_one_line_and_the_code_of_an_interruption(shards, tmp_pat
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "goes on from step" in said.splitlines()[-1]
     assert said.splitlines()[-1].startswith("error: interrupted")
     assert "Traceback" not in said
 

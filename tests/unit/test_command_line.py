@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.command_line import compose
+from data_pipeline.command_line import compose, run
+from data_pipeline.contract import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -107,3 +109,22 @@ def test_a_process_ends_with_the_code_and_without_a_traceback(script):
     assert result.returncode == 2
     assert "no_such_key" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_what_a_loaders_process_could_not_use_is_told_without_its_traceback(capsys, monkeypatch):
+    class Bad(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> int:
+            raise UserError("sample x stores 512 points, not 1536: lower num_sdf_points")
+
+    def main(config: object) -> None:
+        list(torch.utils.data.DataLoader(Bad(), num_workers=1))
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as ended:
+        run("train", main)
+    assert ended.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: sample x stores 512 points, not 1536: lower num_sdf_points"

@@ -17,7 +17,7 @@ from test_condition_probes import CHANNELS, VIEWS, Fitted, make_batch, make_syst
 import train
 from data_pipeline.command_line import compose
 from data_pipeline.contract import UserError
-from modules.callbacks.checkpoint import RunCheckpoint, find_checkpoint
+from modules.callbacks.checkpoint import RunCheckpoint, find_checkpoint, where_it_goes_on
 from modules.callbacks.ema import WeightAverage
 from modules.callbacks.expert_gradients import ExpertGradients, expert_norms
 from modules.callbacks.timestep_bins import TimestepBins, bin_sums
@@ -167,6 +167,14 @@ def test_all_processes_write_the_last_checkpoint_or_none_does(on_first, tmp_path
     trainer.strategy.broadcast = lambda answer: on_first
     RunCheckpoint(tmp_path, 10).on_fit_end(trainer, make_system())
     assert trainer.save_checkpoint.called == (not on_first)
+
+
+def test_an_interrupted_run_tells_from_where_it_goes_on(tmp_path):
+    assert "starts anew" in where_it_goes_on(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (200, 1400):
+        (tmp_path / f"checkpoints/step-{step:08d}.ckpt").touch()
+    assert where_it_goes_on(tmp_path).endswith("from step 1400")
 
 
 def test_a_checkpoint_folder_of_deepspeed_is_not_called_broken(tmp_path):
