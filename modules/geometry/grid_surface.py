@@ -55,7 +55,8 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     signs = values.detach().cpu().double().flatten().numpy().copy()
     while len(joint := joints(cells, signs)):
         signs[joint] = -least
-    ends, faces = (torch.from_numpy(each).to(values.device) for each in crossings(cells, signs))
+    found = crossings(cells, signs)[:2]
+    ends, faces = (torch.from_numpy(each).to(values.device) for each in found)
     inside = torch.from_numpy(signs < 0).to(values.device).view_as(values)
     values = torch.where(inside & (values > 0), torch.full_like(values, -least), values)
     first, second = values.flatten()[ends].unbind(dim=1)

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
+from modules.geometry.sharp_features import add_features, gradient_normals
 from modules.geometry.well_composed import joints
 
 DistanceFunction = Callable[[ndarray], ndarray]
@@ -32,6 +33,9 @@ SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1
 CHUNK = 65536
 """Points that are evaluated at a time."""
 
+GRADIENT_SHARE = 0.1
+"""Gradients are taken over twice this share of a cell: wider ones see both sides of an edge."""
+
 LEAST_SHARE = 0.01
 """Grid values are at least this share of a cell away from 0. Where the surface passes through a
 grid vertex, vertices of up to twelve cells would share its place and join what only touches."""
@@ -42,6 +46,7 @@ def extract_isosurface(
     cells: int,
     points: Float[ndarray, "n 3"],
     half_side: float = GRID_HALF_SIDE,
+    sharp: bool = True,
 ) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
     """Return the zero set of a distance function on a grid, evaluated near the surface only.
 
@@ -54,6 +59,8 @@ def extract_isosurface(
         cells: cells along a side of the grid.
         points: known surface points: features thinner than a coarse cell are found by them.
         half_side: the grid spans [-half_side, half_side]^3.
+        sharp: find edges and corners inside of cells by the field's gradient; marching cubes alone
+            cuts them off.
     """
     samples = _GridSamples(distance, cells, half_side)
     stride = 2 ** max(int(np.log2(cells / COARSEST)), 0)
@@ -71,8 +78,17 @@ def extract_isosurface(
         corner = (corner[active][:, None] + stride * CORNERS).reshape(-1, 3)
         corner = corner[(corner < cells).all(axis=1)]
     crossed, place = samples.closed(corner)
-    vertices, faces = march(crossed, place, samples.values)
-    return vertices * samples.step - half_side, faces
+    step = samples.step
+    vertices, faces, cell = march(crossed, place, samples.values)
+    vertices = vertices * step - half_side
+    if not sharp:
+        return vertices, faces
+
+    def normals(points: Float[ndarray, "p 3"]) -> Float[ndarray, "p 3"]:
+        return gradient_normals(distance, points, GRADIENT_SHARE * step)
+
+    lowest = place[crossed[:, 0]] * step - half_side
+    return add_features(vertices, faces, cell, lowest, step, normals)
 
 
 class _GridSamples:
