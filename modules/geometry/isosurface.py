@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
-from modules.geometry.sharp_features import add_features, gradient_normals
+from modules.geometry.sharp_features import add_features
 from modules.geometry.well_composed import joints
 
 DistanceFunction = Callable[[ndarray], ndarray]
@@ -32,9 +32,6 @@ SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1
 
 CHUNK = 65536
 """Points that are evaluated at a time."""
-
-GRADIENT_SHARE = 0.1
-"""Gradients are taken over twice this share of a cell: wider ones see both sides of an edge."""
 
 LEAST_SHARE = 0.01
 """Grid values are at least this share of a cell away from 0. Where the surface passes through a
@@ -83,12 +80,8 @@ def extract_isosurface(
     vertices = vertices * step - half_side
     if not sharp:
         return vertices, faces
-
-    def normals(points: Float[ndarray, "p 3"]) -> Float[ndarray, "p 3"]:
-        return gradient_normals(distance, points, GRADIENT_SHARE * step)
-
     lowest = place[crossed[:, 0]] * step - half_side
-    return add_features(vertices, faces, cell, lowest, step, normals)
+    return add_features(vertices, faces, cell, lowest, step, distance)
 
 
 class _GridSamples:

@@ -28,8 +28,8 @@ LEAST_EIGENVALUE = 0.1
 INSET = 0.01
 """Share of a cell by which features stay off its sides: no two may share a place."""
 
-Gradient = Callable[[ndarray], ndarray]
-"""Maps world points `(p, 3)` to unit normals `(p, 3)`, outwards."""
+GRADIENT_SHARE = 0.1
+"""Gradients are taken over twice this share of a cell: wider ones see both sides of an edge."""
 
 
 def add_features(
@@ -38,7 +38,7 @@ def add_features(
     cell: Int[ndarray, " f"],
     lowest: Float[ndarray, "c 3"],
     step: float,
-    normals_at: Gradient,
+    distance: Callable[[ndarray], ndarray],
 ) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
     """Return a surface of `marching_cubes.march` with its edges and corners.
 
@@ -50,7 +50,7 @@ def add_features(
         cell: which cell each face lies in.
         lowest: the cells' lowest corners, world.
         step: the cells' side.
-        normals_at: the field's normals.
+        distance: the field, whose zero set is the surface.
     """
     if not len(faces):
         return vertices, faces
@@ -76,11 +76,15 @@ def add_features(
     featured &= np.bincount(cell[first], minlength=len(lowest))[cell[first]] == 1
     asked = np.unique(start[featured[polygon]])
     normals = np.zeros_like(vertices)
-    normals[asked] = normals_at(vertices[asked])
+    normals[asked] = gradient_normals(distance, vertices[asked], GRADIENT_SHARE * step)
     featured &= turns(normals, FEATURE_COSINE)
-    low = lowest[cell[first[featured]]]
-    middle = _on_all_planes(rings[np.flatnonzero(featured)], vertices, normals)
+    number = np.flatnonzero(featured)
+    low = lowest[cell[first[number]]]
+    flat, middle = _on_all_planes(rings[number], vertices, normals)
     middle = np.clip(middle, low + INSET * step, low + (1.0 - INSET) * step)
+    nearer = np.abs(distance(middle)) < np.abs(distance(flat))
+    featured[number[~nearer]] = False
+    middle = middle[nearer]
     number = len(vertices) + np.cumsum(featured) - 1  # of each featured polygon's middle
     # The polygon beyond each edge, which has the same edge the other way round.
     key, back = start * len(vertices) + end, end * len(vertices) + start
@@ -96,8 +100,8 @@ def add_features(
 
 def _on_all_planes(
     rings: csr_array, vertices: Float[ndarray, "v 3"], normals: Float[ndarray, "v 3"]
-) -> Float[ndarray, "p 3"]:
-    """Return for every polygon the point nearest to its vertices' tangent planes.
+) -> tuple[Float[ndarray, "p 3"], Float[ndarray, "p 3"]]:
+    """Return every polygon's middle, and the point nearest to its vertices' tangent planes.
 
     Args:
         rings: which vertices each polygon has, as ones.
@@ -112,7 +116,7 @@ def _on_all_planes(
     value, axis = np.linalg.eigh(quadric)
     told = value > LEAST_EIGENVALUE * value[:, -1:]
     inverse = np.where(told, 1.0 / np.maximum(value, 1e-30), 0.0)
-    return mean + np.einsum("pij,pj,pkj,pk->pi", axis, inverse, axis, missing)
+    return mean, mean + np.einsum("pij,pj,pkj,pk->pi", axis, inverse, axis, missing)
 
 
 def gradient_normals(
