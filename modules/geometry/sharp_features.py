@@ -10,7 +10,7 @@ what was closed and manifold stays so.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import csr_array
 
@@ -42,7 +42,8 @@ def add_features(
 ) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
     """Return a surface of `marching_cubes.march` with its edges and corners.
 
-    Cells that hold two polygons are left as they are: walls that thin would meet.
+    Cells that hold two polygons are left as they are: walls that thin would meet. So are those
+    where the field says that the feature is no nearer to its surface than the polygon.
 
     Args:
         vertices: of the surface, world.
@@ -54,19 +55,11 @@ def add_features(
     """
     if not len(faces):
         return vertices, faces
-    begins = np.ones(len(faces), dtype=bool)
-    begins[1:] = (cell[1:] != cell[:-1]) | (faces[1:, 0] != faces[:-1, 0])
-    polygon_of_face, first = np.cumsum(begins) - 1, np.flatnonzero(begins)
-    last = np.append(first[1:], len(faces)) - 1
-    # The polygons' edges, from `start` to `end`: every vertex of a polygon starts one.
-    start = np.concatenate([faces[:, 1], faces[first, 0], faces[last, 2]])
-    end = np.concatenate([faces[:, 2], faces[first, 1], faces[last, 0]])
-    polygon = np.concatenate([polygon_of_face, np.arange(len(first)), np.arange(len(first))])
-    shape = len(first), len(vertices)
-    rings = csr_array((np.ones(len(start)), (polygon, start)), shape=shape)
+    first, own, polygon, start, end = _polygon_edges(faces, cell)
+    rings = csr_array((np.ones(len(start)), (polygon, start)), shape=(len(first), len(vertices)))
 
-    def turns(normals: Float[ndarray, "v 3"], cosine: float) -> ndarray:
-        """Return for which polygons a vertex's normal departs from their mean."""
+    def turns(normals: Float[ndarray, "v 3"], cosine: float) -> Bool[ndarray, " p"]:
+        """Return of which polygons a vertex's normal departs from their mean."""
         mean = rings @ normals
         mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-30)
         departs = (normals[start] * mean[polygon]).sum(axis=1) < cosine
@@ -78,24 +71,45 @@ def add_features(
     normals = np.zeros_like(vertices)
     normals[asked] = gradient_normals(distance, vertices[asked], GRADIENT_SHARE * step)
     featured &= turns(normals, FEATURE_COSINE)
-    number = np.flatnonzero(featured)
-    low = lowest[cell[first[number]]]
-    flat, middle = _on_all_planes(rings[number], vertices, normals)
-    middle = np.clip(middle, low + INSET * step, low + (1.0 - INSET) * step)
-    nearer = np.abs(distance(middle)) < np.abs(distance(flat))
-    featured[number[~nearer]] = False
-    middle = middle[nearer]
-    number = len(vertices) + np.cumsum(featured) - 1  # of each featured polygon's middle
-    # The polygon beyond each edge, which has the same edge the other way round.
+    chosen = np.flatnonzero(featured)
+    flat, feature = _on_all_planes(rings[chosen], vertices, normals)
+    low = lowest[cell[first[chosen]]]
+    feature = np.clip(feature, low + INSET * step, low + (1.0 - INSET) * step)
+    nearer = np.abs(distance(feature)) < np.abs(distance(flat))
+    featured[chosen[~nearer]] = False
+
+    number = len(vertices) + np.cumsum(featured) - 1  # that a featured polygon's feature gets
+    # The polygon beyond each edge has the same edge the other way round.
     key, back = start * len(vertices) + end, end * len(vertices) + start
     order = np.argsort(key)
     beyond = polygon[order[np.searchsorted(key, back, sorter=order)]]
     third = np.where(featured[beyond], number[beyond], end)
     fans = np.stack([number[polygon], start, third], axis=1)[featured[polygon]]
     return (
-        np.concatenate([vertices, middle]),
-        np.concatenate([faces[~featured[polygon_of_face]], fans]),
+        np.concatenate([vertices, feature[nearer]]),
+        np.concatenate([faces[~featured[own]], fans]),
     )
+
+
+def _polygon_edges(faces: Int[ndarray, "f 3"], cell: Int[ndarray, " f"]) -> tuple[ndarray, ...]:
+    """Return what fans are of: their polygons' edges. Every vertex of a polygon starts one.
+
+    Args:
+        faces: fans, one after the other.
+        cell: which cell each face lies in.
+
+    Returns:
+        Of each polygon its first face; of each face its polygon; of each edge its polygon, the
+        vertex that it starts at, and the vertex that it ends at.
+    """
+    begins = np.ones(len(faces), dtype=bool)
+    begins[1:] = (cell[1:] != cell[:-1]) | (faces[1:, 0] != faces[:-1, 0])
+    own, first = np.cumsum(begins) - 1, np.flatnonzero(begins)
+    last = np.append(first[1:], len(faces)) - 1
+    start = np.concatenate([faces[:, 1], faces[first, 0], faces[last, 2]])
+    end = np.concatenate([faces[:, 2], faces[first, 1], faces[last, 0]])
+    every = np.arange(len(first))
+    return first, own, np.concatenate([own, every, every]), start, end
 
 
 def _on_all_planes(

@@ -172,7 +172,10 @@ class Reconstructor:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
         field = RefinedField(classical, self.refiner)
-        vertices, faces = extract_isosurface(field.distance, grid, observation.position)
+        # Of images that disagree, edges of the field are mostly noise.
+        vertices, faces = extract_isosurface(
+            field.distance, grid, observation.position, sharp=classical.noise == 0
+        )
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):
             raise UserError(NO_SURFACE)

@@ -1,11 +1,9 @@
-import igl
 import numpy as np
 import pytest
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 
 from modules.geometry.isosurface import (
     decimate,
@@ -83,52 +81,6 @@ def test_a_rod_thinner_than_a_coarse_cell_is_found_by_its_points():
     vertices, faces = extract_isosurface(lambda p: np.clip(rod(p), -0.001, 0.001), 96, known)
     assert is_sound(vertices, faces)
     assert np.ptp(vertices[:, 2]) > 0.78
-
-
-TURN = Rotation.from_euler("xyz", [20, 35, 50], degrees=True).as_matrix()
-
-
-def turned_cube(points: np.ndarray) -> np.ndarray:
-    beyond = np.abs(points @ TURN) - 0.25
-    return np.linalg.norm(np.maximum(beyond, 0.0), axis=1) + np.minimum(beyond.max(axis=1), 0.0)
-
-
-def away_from(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    return np.sqrt(igl.point_mesh_squared_distance(points, vertices, faces)[0])
-
-
-@pytest.mark.parametrize("num_faces", [None, 500])
-def test_a_cubes_edges_and_corners_are_sharper_than_marching_cubes_cuts_them(num_faces: int | None):
-    along, ones = np.linspace(-0.25, 0.25, 101), np.full(101, 0.25)
-    edge = np.stack([along, ones, ones], axis=1) @ TURN.T
-    away = []
-    for sharp in (False, True):
-        mesh = extract_isosurface(turned_cube, 48, NO_POINTS, sharp=sharp)
-        vertices, faces = decimate(*mesh, num_faces or len(mesh[1]))
-        assert is_sound(vertices, faces)
-        away.append(away_from(edge, vertices, faces))
-    assert away[1].mean() < 0.4 * away[0].mean()
-    assert away[1][[0, -1]].max() < 0.5 * away[0][[0, -1]].max()
-
-
-def test_a_groove_is_as_sharp_as_a_ridge():
-    """The cube is a hole in a ball: normals point into it."""
-    mesh = extract_isosurface(
-        lambda p: np.maximum(ball(p) - 0.05, -turned_cube(p)), 48, NO_POINTS, sharp=True
-    )
-    assert is_sound(*mesh)
-    along, ones = np.linspace(-0.2, 0.2, 81), np.full(81, 0.25)
-    groove = np.stack([along, ones, ones], axis=1) @ TURN.T
-    assert away_from(groove, *mesh).mean() < 0.1 * 1.08 / 48
-
-
-def test_a_smooth_surface_is_left_to_marching_cubes():
-    for got, wanted in zip(
-        extract_isosurface(ball, 48, NO_POINTS),
-        extract_isosurface(ball, 48, NO_POINTS, sharp=False),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(got, wanted)
 
 
 def test_what_leaves_the_grid_is_closed_at_its_border():
