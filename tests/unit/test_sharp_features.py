@@ -83,9 +83,11 @@ def test_normals_follow_the_gradient_and_are_zero_where_there_is_none():
     assert not gradient_normals(lambda p: np.full(len(p), 0.05), points, 1e-3).any()
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_images_that_agree_give_sharp_edges_and_others_are_not_asked(
-    noise: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("noise", "cells", "expected"), [(0.0, CELLS, True), (0.02, CELLS, False), (0.0, 96, False)]
+)
+def test_only_images_that_agree_and_are_finer_than_the_grid_give_sharp_edges(
+    noise: float, cells: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ):
     body = trimesh.creation.box(extents=[2 * HALF] * 3)
     body.apply_transform(trimesh.transformations.euler_matrix(0.3, 0.5, 0.2))
@@ -100,10 +102,10 @@ def test_images_that_agree_give_sharp_edges_and_others_are_not_asked(
     monkeypatch.setattr(reconstruction, "extract_isosurface", extract)
     reconstruct = reconstruction.Reconstructor.classical()
     mesh = reconstruct(
-        torch.from_numpy(images), ORTHO6, torch.from_numpy(hit), grid=CELLS, texture_px=64
+        torch.from_numpy(images), ORTHO6, torch.from_numpy(hit), grid=cells, texture_px=64
     )
-    assert asked == [noise == 0]
-    if noise == 0:
+    assert asked == [expected]
+    if expected:
         normals = body.face_normals[body.face_adjacency]
         bent = np.abs((normals[:, 0] * normals[:, 1]).sum(axis=1)) < 0.5
         ends = body.vertices[body.face_adjacency_edges[bent]]
