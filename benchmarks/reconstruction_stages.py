@@ -75,10 +75,14 @@ def rebuild(
     observation = stages.run("lift", lambda: lift(images, cameras, hit))
     settings = ClassicalSettings(thickness=least_thickness(grid))
     field = stages.run("field", lambda: ClassicalField(observation, settings))
+    sharp = field.noise == 0 and 2.0 * GRID_HALF_SIDE / grid >= observation.spacing
     vertices, faces = stages.run(
         "isosurface",
         lambda: extract_isosurface(
-            lambda points: field.sample(points).distance, grid, field.observation.position
+            lambda points: field.sample(points).distance,
+            grid,
+            field.observation.position,
+            sharp=sharp,
         ),
     )
 

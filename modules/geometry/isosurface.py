@@ -15,7 +15,12 @@ from scipy.sparse.csgraph import connected_components
 
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
+<<<<<<< HEAD
 from modules.geometry.well_composed import LEAST_SHARE, compose_well
+=======
+from modules.geometry.sharp_features import add_features
+from modules.geometry.well_composed import joints
+>>>>>>> h-sharp
 
 DistanceFunction = Callable[[ndarray], ndarray]
 """Maps world points `(p, 3)` to signed distances `(p,)`, positive outside."""
@@ -38,6 +43,7 @@ def extract_isosurface(
     cells: int,
     points: Float[ndarray, "n 3"],
     half_side: float = GRID_HALF_SIDE,
+    sharp: bool = True,
 ) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
     """Return the zero set of a distance function on a grid, evaluated near the surface only.
 
@@ -50,6 +56,8 @@ def extract_isosurface(
         cells: cells along a side of the grid.
         points: known surface points: features thinner than a coarse cell are found by them.
         half_side: the grid spans [-half_side, half_side]^3.
+        sharp: find edges and corners inside of cells by the field's gradient; marching cubes alone
+            cuts them off.
     """
     samples = _GridSamples(distance, cells, half_side)
     stride = 2 ** max(int(np.log2(cells / COARSEST)), 0)
@@ -67,8 +75,13 @@ def extract_isosurface(
         corner = (corner[active][:, None] + stride * CORNERS).reshape(-1, 3)
         corner = corner[(corner < cells).all(axis=1)]
     crossed, place = samples.closed(corner)
-    vertices, faces = march(crossed, place, samples.values)
-    return vertices * samples.step - half_side, faces
+    step = samples.step
+    vertices, faces, cell = march(crossed, place, samples.values)
+    vertices = vertices * step - half_side
+    if not sharp:
+        return vertices, faces
+    lowest = place[crossed[:, 0]] * step - half_side
+    return add_features(vertices, faces, cell, lowest, step, distance)
 
 
 def least_thickness(cells: int) -> float:

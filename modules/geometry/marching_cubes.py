@@ -64,24 +64,27 @@ TRIANGLES, NUM_TRIANGLES = _triangle_table()
 
 def march(
     cells: Int[ndarray, "c 8"], place: Int[ndarray, "n 3"], values: Float[ndarray, " n"]
-) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
+) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"], Int[ndarray, " f"]]:
     """Return the surface between negative and other values; normals point to the latter.
+
+    The third result is the cell that each face lies in. A cell's polygons follow each other, each
+    as a fan around its first vertex.
 
     Args:
         cells: indices of each cell's corners, in the order of `CORNERS`; all that are crossed.
         place: grid coordinates of the corners.
         values: at the corners; none is 0.
     """
-    ends, faces = crossings(cells, values)
+    ends, faces, cell = crossings(cells, values)
     low, high = ends.T
     share = (values[low] / (values[low] - values[high]))[:, None]
-    return place[low] * (1.0 - share) + place[high] * share, faces
+    return place[low] * (1.0 - share) + place[high] * share, faces, cell
 
 
 def crossings(
     cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"]
-) -> tuple[Int[ndarray, "v 2"], Int[ndarray, "f 3"]]:
-    """Return the corners between which each vertex of the surface lies, and its faces; see `march`.
+) -> tuple[Int[ndarray, "v 2"], Int[ndarray, "f 3"], Int[ndarray, " f"]]:
+    """Return the corners between which each vertex lies, the faces and their cells; see `march`.
 
     Args:
         cells: indices of each cell's corners.
@@ -94,4 +97,4 @@ def crossings(
     edge = TRIANGLES[code][chosen]
     ends = cells[cell[:, None, None], EDGES[edge]]
     key, index = np.unique(ends[..., 0] * len(values) + ends[..., 1], return_inverse=True)
-    return np.stack(np.divmod(key, len(values)), axis=1), index.reshape(-1, 3)
+    return np.stack(np.divmod(key, len(values)), axis=1), index.reshape(-1, 3), cell

@@ -187,7 +187,11 @@ class Reconstructor:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
         field = RefinedField(classical, self.refiner)
-        vertices, faces = extract_isosurface(field.distance, grid, observation.position)
+        # Edges of the field are mostly noise if images disagree, or steps from pixel to pixel.
+        sharp = classical.noise == 0 and 2.0 * GRID_HALF_SIDE / grid >= observation.spacing
+        vertices, faces = extract_isosurface(
+            field.distance, grid, observation.position, sharp=sharp
+        )
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):
             raise UserError(NO_SURFACE)
