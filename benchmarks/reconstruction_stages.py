@@ -28,6 +28,7 @@ from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import (
+    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,

@@ -50,15 +50,9 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     corners = np.indices((side - 1,) * 3).reshape(3, -1).T[:, None] + CORNERS
     cells = corners @ np.array([side**2, side, 1])
     signs = values.detach().cpu().double().flatten().numpy().copy()
-<<<<<<< HEAD
     compose_well(cells, signs, step)
-    ends, faces = (torch.from_numpy(each).to(values.device) for each in crossings(cells, signs))
-=======
-    while len(joint := joints(cells, signs)):
-        signs[joint] = -least
     found = crossings(cells, signs)[:2]
     ends, faces = (torch.from_numpy(each).to(values.device) for each in found)
->>>>>>> h-sharp
     inside = torch.from_numpy(signs < 0).to(values.device).view_as(values)
     values = torch.where(inside & (values > 0), torch.full_like(values, -least), values)
     first, second = values.flatten()[ends].unbind(dim=1)

@@ -15,12 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
-<<<<<<< HEAD
-from modules.geometry.well_composed import LEAST_SHARE, compose_well
-=======
 from modules.geometry.sharp_features import add_features
-from modules.geometry.well_composed import joints
->>>>>>> h-sharp
+from modules.geometry.well_composed import LEAST_SHARE, compose_well
 
 DistanceFunction = Callable[[ndarray], ndarray]
 """Maps world points `(p, 3)` to signed distances `(p,)`, positive outside."""

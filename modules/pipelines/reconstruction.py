@@ -15,6 +15,7 @@ from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.fit import check_steps, fit_vertices
 from modules.geometry.isosurface import (
+    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,
