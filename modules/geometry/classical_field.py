@@ -22,6 +22,10 @@ from modules.geometry.unseen_space import find_empty_space
 from modules.geometry.view_alignment import align_views
 from modules.geometry.view_noise import LARGEST_NOISE, estimate_noise
 
+LEAST_ALIGNED = 0.25
+"""Pixels of noise: views that agree better are left as they are, since outlines and normals, by
+which others are moved, tell no more than that."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassicalSettings:
@@ -84,7 +88,7 @@ class ClassicalField:
         self.settings = settings or ClassicalSettings()
         self.noise = min(estimate_noise(observation), LARGEST_NOISE)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
-        if self.noise > 0:
+        if self.noise > LEAST_ALIGNED * observation.spacing:
             observation = align_views(observation, self.noise)
         self.observation = observation
         """What the field is made of: depths of views that disagreed are corrected."""

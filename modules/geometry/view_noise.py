@@ -30,7 +30,9 @@ def estimate_noise(observation: Observation) -> float:
     differ by. A lifted point lies in front of nothing that another view saw, and on no view's
     background, but for errors: the upper quartile of those trespasses, a pixel of grace given.
     And coords that miss their pixels' rays will have missed along the rays by about as much: half
-    of the median, which counts two axes; up to a tenth of a pixel may be rounding.
+    of the median, which counts two axes; up to a tenth of a pixel may be rounding. Where they miss
+    by at most half a pixel, they are better than the normals beside them, and points off each
+    other's planes tell of those.
     """
     if not len(observation.position):
         return 0.0
@@ -41,6 +43,8 @@ def estimate_noise(observation: Observation) -> float:
         apart = observation.position[pairs[:, 0]] - observation.position[pairs[:, 1]]
         off = float(np.median(np.abs((normal * apart).sum(axis=1))))
     along = observation.misplaced
+    if 0.1 * observation.spacing < along <= 0.5 * observation.spacing:
+        off = 0.0
     return max(
         1.5 * off if off > 0.15 * observation.spacing else 0.0,
         0.5 * along if along > 0.1 * observation.spacing else 0.0,
