@@ -28,7 +28,6 @@ from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.isosurface import (
-    GRID_HALF_SIDE,
     decimate,
     drop_small_components,
     extract_isosurface,
@@ -38,6 +37,7 @@ from modules.geometry.isosurface import (
 from modules.geometry.lift import lift
 from modules.geometry.mesh import smooth_normals
 from modules.geometry.texture import BakeSettings, bake
+from modules.pipelines.reconstruction import shows_edges
 from modules.reporting.environment import describe_environment
 
 Result = TypeVar("Result")
@@ -76,14 +76,13 @@ def rebuild(
     observation = stages.run("lift", lambda: lift(images, cameras, hit))
     settings = ClassicalSettings(thickness=least_thickness(grid))
     field = stages.run("field", lambda: ClassicalField(observation, settings))
-    sharp = field.noise == 0 and 2.0 * GRID_HALF_SIDE / grid >= observation.spacing
     vertices, faces = stages.run(
         "isosurface",
         lambda: extract_isosurface(
             lambda points: field.sample(points).distance,
             grid,
             field.observation.position,
-            sharp=sharp,
+            sharp=shows_edges(field, grid),
         ),
     )
 

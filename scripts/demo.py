@@ -15,7 +15,7 @@ from pathlib import Path
 from demo_prompts import Prompt, choose_prompts, pictured_sample
 from demo_record import StageRecord, claim_run
 
-from data_pipeline.command_line import INTERRUPTED
+from data_pipeline.command_line import INTERRUPTED, INTERRUPTION
 from data_pipeline.contract import UserError
 from data_pipeline.sources.folder import FolderSource
 from modules.reporting.demo_page import DemoRun, write_demo_page
@@ -219,5 +219,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("error: interrupted: the same command goes on from here", file=sys.stderr)
+        print(f"error: {INTERRUPTION}", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -71,10 +71,9 @@ def find_checkpoint(ckpt: str, run_dir: Path, stage: str) -> Path | None:
             folder, as DeepSpeed writes.
     """
     if ckpt == "auto":
-        found = sorted((run_dir / "checkpoints").glob("step-*.ckpt"))
-        if not found:
+        path = _newest(run_dir)
+        if path is None:
             return None
-        path = found[-1]
     else:
         path = Path(ckpt)
         if not path.exists():
@@ -104,13 +103,17 @@ def find_checkpoint(ckpt: str, run_dir: Path, stage: str) -> Path | None:
 
 def where_it_goes_on(run_dir: Path) -> str:
     """Return what becomes of an interrupted run when the same command is given again."""
-    found = sorted((run_dir / "checkpoints").glob("step-*.ckpt"))
-    if not found:
+    path = _newest(run_dir)
+    if path is None:
         return (
             "there is no checkpoint yet (callbacks.checkpoint.every_n_steps), so the same command "
             "starts anew"
         )
-    return f"the same command goes on from step {int(found[-1].stem.partition('-')[2])}"
+    return f"the same command goes on from step {int(path.stem.partition('-')[2])}"
+
+
+def _newest(run_dir: Path) -> Path | None:
+    return max((run_dir / "checkpoints").glob("step-*.ckpt"), default=None)
 
 
 def finished_step(run_dir: Path) -> int:

@@ -93,8 +93,10 @@ def unwrap(
         faces=made["faces"].astype(np.int64),
         uv=made["uv"].astype(np.float64),
     )
+    if atlas.use >= LEAST_USE:
+        return atlas
     grid = grid_atlas(faces, resolution_px)
-    if atlas.use < min(LEAST_USE, grid.use):
+    if atlas.use < grid.use:
         warnings.warn(
             f"the charts of {len(faces)} faces fill {atlas.use:.1%} of a texture of "
             f"{resolution_px} px: a grid atlas is used; a larger texture_px may do without",

@@ -8,15 +8,15 @@ surface ends where the views say so and walls that no view sees (a mug's inner s
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
+from modules.geometry.colour_field import ColourField
 from modules.geometry.lift import Observation
+from modules.geometry.neighbours import query
 from modules.geometry.point_fusion import fuse
 from modules.geometry.unseen_space import find_empty_space
 from modules.geometry.view_alignment import align_views
@@ -64,14 +64,17 @@ class FieldSample:
 
     Args:
         distance: signed distance, positive outside, cut off at the truncation; world units.
-        nearest: distance to the nearest lifted point (infinite beyond the truncation).
-        free: how far the point lies in free space, cut off at the carving band; world units.
+        free: how far the point lies in free space (`ClassicalField.free_space`).
+        thickened: how far the surface was moved out there, as it is a thin sheet's; world units.
     """
 
     distance: Float[ndarray, " p"]
-    nearest: Float[ndarray, " p"]
     free: Float[ndarray, " p"]
     thickened: Float[ndarray, " p"]
+
+    def at(self, chosen: Int[ndarray, " q"]) -> "FieldSample":
+        """Return the field at some of the points, by their indices."""
+        return FieldSample(self.distance[chosen], self.free[chosen], self.thickened[chosen])
 
 
 class ClassicalField:
@@ -95,10 +98,15 @@ class ClassicalField:
         smoothed = self.settings.smoothing * self.noise
         self._points = fuse(observation, self.noise, cell=smoothed)
         self._tree = cKDTree(self._points.position)
-        self._colour_tree = cKDTree(observation.position)
         self._spacing = float(np.hypot(observation.spacing, smoothed))
-        self._empty = None
-        self._empty = find_empty_space(self.free_space, self._nearest)
+        self._empty = find_empty_space(self._seen_free, self._nearest)
+        self.colour = ColourField(
+            observation,
+            self._spacing,
+            neighbours=self.settings.neighbours,
+            bandwidth=self.settings.bandwidth,
+        )
+        """Gives sRGB in [0, 1] at world points, of those seen that face like given normals."""
 
     @property
     def carve_band(self) -> float:
@@ -113,7 +121,7 @@ class ClassicalField:
         reach = 2.0 * settings.reach * spacing
         # As a list, k gives a row of neighbours even where it is 1.
         ranks = list(range(1, settings.neighbours + 1))
-        distance, index = _query(self._tree, points, k=ranks, distance_upper_bound=reach)
+        distance, index = query(self._tree, points, k=ranks, distance_upper_bound=reach)
         nearest = distance[:, 0].copy()
         near = np.isfinite(nearest)
         nearest[~near] = self._nearest(points[~near], truncation)
@@ -130,7 +138,6 @@ class ClassicalField:
             thickened[near] = sheet
         return FieldSample(
             distance=np.clip(value, -truncation, truncation),
-            nearest=nearest,
             free=free,
             thickened=thickened,
         )
@@ -148,22 +155,6 @@ class ClassicalField:
         moved_out = self.sample(vertices).thickened
         return vertices - np.maximum(moved_out - kept, 0.0)[:, None] * normals
 
-    def colour(
-        self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
-    ) -> Float[ndarray, "p 3"]:
-        """Return sRGB in [0, 1] of the nearest lifted points that face like `normals`, if given."""
-        ranks = list(range(1, min(self.settings.neighbours, len(self.observation.position)) + 1))
-        distance, index = _query(self._colour_tree, points, k=ranks)
-        squared = distance**2
-        if normals is not None:
-            facing = np.einsum("pkc,pc->pk", self.observation.normal[index], normals)
-            # A point that faces away counts as much farther: the other side of a thin wall.
-            squared = squared + (3.0 * self._spacing * (1.0 - facing)) ** 2
-        scale = 2.0 * (self.settings.bandwidth * self._spacing) ** 2
-        weight = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / scale)
-        weight /= weight.sum(axis=1, keepdims=True)
-        return np.einsum("pk,pkc->pc", weight, self.observation.colour[index])
-
     def free_space(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return how far points lie in front of what the views saw, at most the carving band.
 
@@ -171,31 +162,37 @@ class ClassicalField:
         Negative: every view that has the point in its image sees a surface before it. Zero
         crossings lie midway between pixels at a step in depth.
         """
-        free = np.full(len(points), -self.carve_band)
-        for view in range(len(self.observation.cameras)):
-            seen_past, inside = self._seen_past(points, view, self.carve_band)
-            free[inside] = np.maximum(free[inside], seen_past)
+        free = self._seen_free(points)
         if self._empty is not None:
             hidden = free <= 0
             depth = np.minimum(self._empty.depth(points[hidden]), self.carve_band)
             free[hidden] = np.maximum(free[hidden], depth)
         return free
 
+    def _seen_free(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
+        """Return `free_space` as the views alone tell of it."""
+        free = np.full(len(points), -self.carve_band)
+        for view in range(len(self.observation.cameras)):
+            seen_past, inside = self._seen_past(points, view)
+            free[inside] = np.maximum(free[inside], seen_past)
+        return free
+
     def _nearest(self, points: Float[ndarray, "p 3"], limit: float) -> Float[ndarray, " p"]:
         """Return the distance to the nearest lifted point, infinite beyond the limit."""
-        return _query(self._tree, points, distance_upper_bound=limit)[0]
+        return query(self._tree, points, distance_upper_bound=limit)[0]
 
     def _seen_past(
-        self, points: Float[ndarray, "p 3"], view: int, band: float
+        self, points: Float[ndarray, "p 3"], view: int
     ) -> tuple[Float[ndarray, " q"], Bool[ndarray, " p"]]:
         """Return how far before what a view saw those points lie that are in its image, and which.
 
-        Args:
-            points: world positions.
-            view: index of the view.
-            band: distances are cut off here, either way; world units.
+        Cut off at the carving band, either way.
         """
-        camera, depth = self.observation.cameras[view], self.observation.depth[view]
+        band, camera, depth = (
+            self.carve_band,
+            self.observation.cameras[view],
+            self.observation.depth[view],
+        )
         pixels, own = camera.project(points, depth.shape[-1])
         padded = np.pad(depth, 1, constant_values=np.inf)
         x, y = (pixels + 0.5).T
@@ -249,8 +246,3 @@ class ClassicalField:
         wanted = max(settings.sheet * self.observation.spacing, settings.thickness)
         sheet = np.clip((wanted - np.maximum(thickness, 0.0)) / 2.0, 0.0, wanted / 2.0)
         return value, sheet
-
-
-def _query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:
-    """Return distances and indices of neighbours, on as many threads as torch may use."""
-    return tree.query(points, workers=torch.get_num_threads(), **options)

@@ -5,13 +5,13 @@ say where a point lies in the world, the same lengths in pixel spacings how fine
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
 from modules.geometry.cameras import project_inside
-from modules.geometry.classical_field import ClassicalField
+from modules.geometry.classical_field import ClassicalField, FieldSample
+from modules.geometry.neighbours import query
 
 POINT_CHANNELS = 27
 """Features of a point: see `Evidence.features`."""
@@ -57,13 +57,12 @@ class Evidence:
         observation = field.observation
         self._spacing = max(observation.spacing, FINEST_SPACING)
         self._tree = cKDTree(observation.position)
-        self._point_of_pixel = np.full(observation.hit.shape, -1)
-        self._point_of_pixel[observation.hit] = np.arange(len(observation.position))
+        self._point_of_pixel = observation.point_of_pixel
         self.roughness = self._roughness()
         """How far lifted points lie from the planes of their neighbours, in spacings."""
 
     def doubt(
-        self, points: Float[ndarray, "p 3"]
+        self, points: Float[ndarray, "p 3"], free: Float[ndarray, " p"]
     ) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
         """Return the doubt at world points, and that part of it which is want of sight; in [0, 1].
 
@@ -73,6 +72,10 @@ class Evidence:
         whose nearest surface was seen, and aside, by more than the pixels are apart, where that
         surface ends for the views. So doubt does not grow with the distance from a seen surface,
         which grids evaluate a cell away from it, many spacings of a fine image.
+
+        Args:
+            points: world positions.
+            free: the field's free space there.
         """
         distance, plane, _ = (each[:, 0] for each in self._nearest(points, 1))
         far = np.isinf(distance)
@@ -82,13 +85,13 @@ class Evidence:
         below = (-plane - room) / room
         unseen = np.clip(np.maximum(0.5 * aside - 0.75, below), 0.0, 1.0)
         unseen[far] = 1.0
-        unseen[self.field.free_space(points) >= 0.99 * self.field.carve_band] = 0.0
+        unseen[free >= 0.99 * self.field.carve_band] = 0.0
         noisy = (self.roughness - EXACT_ROUGHNESS) / (FULL_ROUGHNESS - EXACT_ROUGHNESS)
         noisy = min(max(noisy, 4.0 * self.field.noise / self.field.settings.truncation, 0.0), 1.0)
         return unseen + (1.0 - unseen) * noisy, unseen
 
     def features(
-        self, points: Float[ndarray, "p 3"], distance: Float[ndarray, " p"]
+        self, points: Float[ndarray, "p 3"], sample: FieldSample
     ) -> Float[ndarray, "p 27"]:
         """Return what networks read of world points, in [-1, 1].
 
@@ -100,9 +103,9 @@ class Evidence:
 
         Args:
             points: world positions.
-            distance: the field's value there.
+            sample: the field there.
         """
-        truncation = self.field.settings.truncation
+        truncation, distance = self.field.settings.truncation, sample.distance
         near, plane, normal = self._nearest(points, NEIGHBOURS)
         nearest, found = np.minimum(near[:, 0], truncation), np.isfinite(near)
         plane = np.where(found, plane, distance[:, None])
@@ -112,12 +115,12 @@ class Evidence:
             return np.tanh(length / (4.0 * self._spacing))
 
         columns = [
-            *self.doubt(points),
+            *self.doubt(points, sample.free),
             distance / truncation,
             in_spacings(distance),
             nearest / truncation,
             in_spacings(nearest),
-            self.field.free_space(points) / self.field.carve_band,
+            sample.free / self.field.carve_band,
             plane[:, :4].mean(axis=1) / truncation,
             plane.mean(axis=1) / truncation,
             spread / truncation,
@@ -191,10 +194,7 @@ class Evidence:
         """
         ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
         reach = self.field.settings.truncation
-        threads = torch.get_num_threads()
-        distance, index = self._tree.query(
-            points, k=ranks, distance_upper_bound=reach, workers=threads
-        )
+        distance, index = query(self._tree, points, k=ranks, distance_upper_bound=reach)
         found = np.isfinite(distance)
         index = np.where(found, index, 0)
         normal = np.where(found[..., None], self.field.observation.normal[index], 0.0)

@@ -13,12 +13,10 @@ from modules.geometry.cameras import project_inside, ray_per_depth
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
+from modules.geometry.view_noise import LARGEST_RADIUS
 
 LEAST_ALIKE = 0.7
 """Cosine between normals of what may be one surface in two views."""
-
-FARTHEST_APART = 0.06
-"""World units between points of one surface in two noisy views."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +157,7 @@ def disagreement(observation: Observation) -> float:
     """
     position, normal, spacing = observation.position, observation.normal, observation.spacing
     side = observation.hit.shape[-1]
-    index = np.full(observation.hit.shape, -1)
-    index[observation.hit] = np.arange(len(position))
-    apart = []
+    index, apart = observation.point_of_pixel, []
     for view, camera in enumerate(observation.cameras):
         own = np.flatnonzero(observation.view != view)
         inside, pixels, _ = project_inside(camera, position[own], side)
@@ -170,7 +166,7 @@ def disagreement(observation: Observation) -> float:
         own, other = own[other >= 0], other[other >= 0]
         offset = position[own] - position[other]
         alike = (normal[own] * normal[other]).sum(axis=1) > LEAST_ALIKE
-        alike &= np.linalg.norm(offset, axis=1) < max(FARTHEST_APART, 6.0 * spacing)
+        alike &= np.linalg.norm(offset, axis=1) < max(LARGEST_RADIUS, 6.0 * spacing)
         apart.append(np.abs((offset * normal[other]).sum(axis=1))[alike])
     found = np.concatenate(apart)
     return float(np.median(found)) if len(found) else 0.0

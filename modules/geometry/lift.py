@@ -62,6 +62,13 @@ class Observation:
     spacing: float
     misplaced: float = 0.0
 
+    @property
+    def point_of_pixel(self) -> Int[ndarray, "v h w"]:
+        """Index of every foreground pixel's point, -1 on the background."""
+        index = np.full(self.hit.shape, -1)
+        index[self.hit] = np.arange(len(self.position))
+        return index
+
 
 def lift(
     images: Float[ndarray, "m v 3 h w"],

@@ -17,20 +17,17 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-CELLS = 40
-"""Along a side: the cut costs hundredths of a second."""
+from modules.geometry.isosurface import GRID_HALF_SIDE
 
-HALF_SIDE = 0.54
-"""Cells fill [-HALF_SIDE, HALF_SIDE]^3."""
+CELLS = 40
+"""Along a side of the cube that grids fill: the cut costs hundredths of a second."""
 
 SOLID_DEPTH = 1.3
 """In cells: so far behind what was seen, unseen space is solid."""
 
-
 SURFACE, GIVEN_UP = 10, 7
 """Cost of a face between solid and empty cells, and of one where a view's free space ends: a cut
 must be clearly smaller than what it replaces."""
-
 
 FEWEST_CELLS = 27
 """Smaller pockets are the grid's invention."""
@@ -52,7 +49,7 @@ class EmptySpace:
     def depth(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return how far points lie in empty space; -inf where this says nothing of them."""
         size = len(self.chosen)
-        place = ((points + HALF_SIDE) * (size / (2.0 * HALF_SIDE)) - 0.5).T
+        place = ((points + GRID_HALF_SIDE) * (size / (2.0 * GRID_HALF_SIDE)) - 0.5).T
         cell = np.clip(np.rint(place).astype(np.int64), 0, size - 1)
         chosen = self.chosen[tuple(cell)]
         depth = np.full(len(points), -np.inf)
@@ -72,8 +69,8 @@ def find_empty_space(
         nearest: distance of world points to the nearest point that was seen; infinite beyond the
             distance given.
     """
-    size = 2.0 * HALF_SIDE / CELLS
-    centre = (np.arange(CELLS) + 0.5) * size - HALF_SIDE
+    size = 2.0 * GRID_HALF_SIDE / CELLS
+    centre = (np.arange(CELLS) + 0.5) * size - GRID_HALF_SIDE
     centres = np.stack(np.meshgrid(centre, centre, centre, indexing="ij"), axis=-1).reshape(-1, 3)
     shape = (CELLS,) * 3
     free = free_space(centres).reshape(shape) > 0

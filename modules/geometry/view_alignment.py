@@ -98,8 +98,7 @@ class _Problem:
         self.observation, self.settings = observation, settings
         self.noise = noise
         hit = observation.hit
-        self.index = np.full(hit.shape, -1)
-        self.index[hit] = np.arange(len(observation.position))
+        self.index = observation.point_of_pixel
         self.axes = -np.stack([camera.matrix[:3, 2] for camera in observation.cameras])
         side = hit.shape[-1]
         along = [ray_per_depth(camera, side) for camera in observation.cameras]

@@ -147,8 +147,8 @@ class LatentCodec(nn.Module):
     @property
     def image_px(self) -> int:
         """Side of the images that the spec's latents decode to."""
-        blank = self.mean.new_zeros(1, self.spec.channels, self.spec.grid, self.spec.grid)
-        return decode_packed(self.autoencoder, blank, self.spec.packing).shape[-1]
+        cell = self.mean.new_zeros(1, self.spec.channels, 1, 1)
+        return self.spec.grid * decode_packed(self.autoencoder, cell, self.spec.packing).shape[-1]
 
     @torch.no_grad()
     def encode(

@@ -102,7 +102,8 @@ class LatentSpec:
     def check_autoencoder(self, autoencoder: nn.Module, where: str) -> None:
         """Raise UserError unless the autoencoder makes this spec's latents; any decoder will do."""
         found = encoder_fingerprint(autoencoder)
-        if self.autoencoder not in (found, fingerprint(autoencoder)):
+        # Specs of older versions name all weights: these are hashed only where the encoder differs.
+        if found != self.autoencoder and fingerprint(autoencoder) != self.autoencoder:
             raise UserError(
                 f"{where}: the latents were made by encoder {self.autoencoder}, this one is "
                 f"{found}: encode and train again with it, or bring the old autoencoder back"

@@ -32,18 +32,18 @@ class RefinedField:
 
     def distance(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return signed distances at world points, positive outside."""
-        distance = self.classical.sample(points).distance
-        doubted = self._doubted(points)
+        sample = self.classical.sample(points)
+        doubted = self._doubted(points, sample.free)
         if self.refiner is None or not len(doubted):
-            return distance
+            return sample.distance
         chosen = points[doubted]
         with torch.inference_mode():
             residual = self.refiner.distance_residual(
                 self._volumes,
                 self._tensor(chosen),
-                self._tensor(self._evidence.features(chosen, distance[doubted])),
+                self._tensor(self._evidence.features(chosen, sample.at(doubted))),
             )
-        distance = distance.copy()
+        distance = sample.distance.copy()
         distance[doubted] += residual[0].cpu().numpy().astype(np.float64)
         return distance
 
@@ -52,11 +52,11 @@ class RefinedField:
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] at world points on the surface with these unit normals."""
         colour = self.classical.colour(points, normals)
-        doubted = self._doubted(points)
+        doubted = self._doubted(points, self.classical.free_space(points))
         if self.refiner is None or not len(doubted):
             return colour
         chosen = points[doubted]
-        features = self._evidence.features(chosen, self.classical.sample(chosen).distance)
+        features = self._evidence.features(chosen, self.classical.sample(chosen))
         inputs = chosen, features, colour[doubted], normals[doubted]
         with torch.inference_mode():
             residual = self.refiner.colour_residual(
@@ -66,11 +66,11 @@ class RefinedField:
         colour[doubted] += residual[0].cpu().numpy().astype(np.float64)
         return np.clip(colour, 0.0, 1.0)
 
-    def _doubted(self, points: Float[ndarray, "p 3"]) -> ndarray:
+    def _doubted(self, points: Float[ndarray, "p 3"], free: Float[ndarray, " p"]) -> ndarray:
         """Return the indices of the points where the network may say something."""
         if self.refiner is None or not len(points):
             return np.empty(0, dtype=np.int64)
-        return np.flatnonzero(self._evidence.doubt(points)[0] > 0)
+        return np.flatnonzero(self._evidence.doubt(points, free)[0] > 0)
 
     def _tensor(self, array: Float[ndarray, "..."]) -> Tensor:
         """Return an array as a batch of one, where the network is."""

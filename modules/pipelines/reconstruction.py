@@ -91,6 +91,14 @@ def check_images(
         )
 
 
+def shows_edges(field: ClassicalField, grid: int) -> bool:
+    """Return whether edges of a field are the object's, on a grid of so many cells along a side.
+
+    They are mostly noise where images disagree, and steps from pixel to pixel on finer grids.
+    """
+    return field.noise == 0 and 2.0 * GRID_HALF_SIDE / grid >= field.observation.spacing
+
+
 class Reconstructor:
     """Rebuilds the surface that 2.5D images show: lift, distance field, isosurface, UV, bake.
 
@@ -188,10 +196,8 @@ class Reconstructor:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
         field = RefinedField(classical, self.refiner)
-        # Edges of the field are mostly noise if images disagree, or steps from pixel to pixel.
-        sharp = classical.noise == 0 and 2.0 * GRID_HALF_SIDE / grid >= observation.spacing
         vertices, faces = extract_isosurface(
-            field.distance, grid, observation.position, sharp=sharp
+            field.distance, grid, observation.position, sharp=shows_edges(classical, grid)
         )
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):

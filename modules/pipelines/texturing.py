@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_pipeline.contract import Camera, SourceFrame, UserError, unit_cube_frame
 from modules.geometry.atlas import Atlas, unwrap
-from modules.geometry.classical_field import ClassicalField
+from modules.geometry.colour_field import ColourField
 from modules.geometry.lift import Observation, lift
 from modules.geometry.mesh import ColoredMesh, TexturedMesh, load_mesh, merge_vertices
 from modules.geometry.rasterize import render_mesh
@@ -150,7 +150,7 @@ class GivenMesh:
             outwards,
             observation,
             0.0,
-            ClassicalField(observation).colour,
+            ColourField(observation, observation.spacing),
             BakeSettings(resolution_px=texture_px),
         )
         return TexturedMesh(

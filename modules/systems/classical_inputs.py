@@ -104,8 +104,8 @@ class ClassicalInputs:
         arrays = {
             "points": points,
             "distance": thin,
-            "features": evidence.features(points, found.distance),
-            "surface_features": evidence.features(surface, field.sample(surface).distance),
+            "features": evidence.features(points, found),
+            "surface_features": evidence.features(surface, field.sample(surface)),
             "base": field.colour(surface, sample["surface_normal"].numpy().astype(np.float64)),
             "geometry": geometry,
             "colour": colour,
@@ -145,7 +145,7 @@ class ClassicalInputs:
         return {
             "values": _tensor(values),
             "index": torch.from_numpy(index),
-            "features": _tensor(evidence.features(near, found.distance[index])),
+            "features": _tensor(evidence.features(near, found.at(index))),
             "base": _tensor(field.colour(near, normals)),
             "thickened": _tensor(found.thickened[index]),
         }

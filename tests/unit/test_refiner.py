@@ -95,18 +95,18 @@ def test_doubt_tells_noisy_images_from_exact_ones(resolution_px: int):
     surface = lift(images, ORTHO6, hit).position
     exact = Evidence(ClassicalField(lift(images, ORTHO6, hit)))
     assert exact.roughness < EXACT_ROUGHNESS
-    assert np.percentile(exact.doubt(surface)[0], 95) == 0.0
+    assert np.percentile(exact.doubt(surface, exact.field.free_space(surface))[0], 95) == 0.0
     for level in (0.015, 0.04):
         settings = Corruption(clean_share=0, coord_noise=(level, level), drop_share=0)
         spoilt = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(0))
         noisy = Evidence(ClassicalField(lift(*_images_cameras_hit(*spoilt))))
-        assert np.percentile(noisy.doubt(surface)[0], 5) > 0.5
+        assert np.percentile(noisy.doubt(surface, noisy.field.free_space(surface))[0], 5) > 0.5
 
 
 def inputs(field: ClassicalField) -> tuple[torch.Tensor, ...]:
     """Return both volumes, the queries and their features, as batches of one."""
     evidence = Evidence(field)
-    features = evidence.features(queries(), field.sample(queries()).distance)
+    features = evidence.features(queries(), field.sample(queries()))
     arrays = *evidence.volumes(16), queries(), features
     return tuple(torch.from_numpy(array).float()[None] for array in arrays)
 
