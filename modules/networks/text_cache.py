@@ -14,7 +14,7 @@ from torch import nn
 
 from data_pipeline.contract import CONVENTIONS_VERSION, UserError, check_conventions
 from modules.networks.text_backbones import PretrainedText, TextEmbedding
-from modules.networks.weights_fingerprint import identity
+from modules.networks.weights_fingerprint import is_same_model
 
 CONFIG_NAME = "text.json"
 
@@ -36,7 +36,7 @@ def write_text_cache(
         stored = json.loads(record.read_text("utf-8"))
         named = stored["text_encoder"]
         check_conventions(stored.get("conventions"), str(folder))
-        if identity(named, model.config) != identity(model.config, named):
+        if not is_same_model(named, model.config):
             raise UserError(
                 f"{folder} holds text of another model or length: delete it, or keep that"
             )

@@ -53,6 +53,11 @@ def identity(config: Mapping[str, Any], other: Mapping[str, Any] | None = None) 
     return named
 
 
+def is_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two configurations name the same frozen model."""
+    return identity(one, other) == identity(other, one)
+
+
 def check_fingerprint(found: str | None, expected: str | None, source: str) -> None:
     """Raise UserError if both are known and differ; `source` names where `found` was loaded from.
 

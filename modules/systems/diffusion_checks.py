@@ -12,7 +12,7 @@ from modules.networks.denoiser import JointDenoiser
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_cache import CachedText
 from modules.networks.text_encoder import TextEncoder, Vocabulary
-from modules.networks.weights_fingerprint import identity
+from modules.networks.weights_fingerprint import is_same_model
 
 
 def check_latents(denoiser: JointDenoiser, spec: LatentSpec, latents: Path) -> None:
@@ -95,9 +95,9 @@ def is_same_vision(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
     """
     if saved is None or now is None:
         return saved is None
-    encoder = identity(saved["encoder"], now["encoder"])
-    same = encoder == identity(now["encoder"], saved["encoder"])
-    return same and all(saved[key] == now[key] for key in ("width", "num_tokens"))
+    return is_same_model(saved["encoder"], now["encoder"]) and all(
+        saved[key] == now[key] for key in ("width", "num_tokens")
+    )
 
 
 def check_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
