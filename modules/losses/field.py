@@ -36,6 +36,52 @@ def distance_loss(
     return (weight * error).sum() / weight.sum().clamp_min(1e-6) / truncation
 
 
+def side_loss(
+    predicted: Float[Tensor, "*n"],
+    target: Float[Tensor, "*n"],
+    confidence: Float[Tensor, "*n"],
+    softness: float,
+    reach: float,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of the side of the surface on which points lie, 0 for the truth.
+
+    A distance d stands for the probability sigmoid(d / softness) of lying outside, so what counts
+    is where the zero set lies: an error far away from it, which no mesh shows, hardly does.
+
+    Args:
+        predicted: signed distances.
+        target: signed distances.
+        confidence: how sure the target's sign is, in [0, 1]: a point's weight.
+        softness: world units.
+        reach: points farther away than this do not count, world units.
+    """
+    outside = torch.sigmoid(target / softness)
+    entropy = torch.nn.functional.binary_cross_entropy(outside, outside, reduction="none")
+    cross = torch.nn.functional.binary_cross_entropy_with_logits(
+        predicted / softness, outside, reduction="none"
+    )
+    weight = confidence * (target.abs() < reach)
+    return (weight * (cross - entropy)).sum() / weight.sum().clamp_min(1e-6)
+
+
+def wrong_side(
+    predicted: Float[Tensor, "*n"],
+    target: Float[Tensor, "*n"],
+    confidence: Float[Tensor, "*n"],
+    reach: float,
+) -> Float[Tensor, ""]:
+    """Return the share of the points near the surface that lie on the wrong side of the zero set.
+
+    Args:
+        predicted: signed distances.
+        target: signed distances.
+        confidence: how sure the target's sign is, in [0, 1]: a point's weight.
+        reach: points farther away than this do not count, world units.
+    """
+    weight = confidence * (target.abs() < reach)
+    return (weight * ((predicted > 0) != (target > 0))).sum() / weight.sum().clamp_min(1e-6)
+
+
 def eikonal_loss(
     centre: Float[Tensor, "*n"],
     shifted: Float[Tensor, "*n 3"],

@@ -17,10 +17,12 @@ from modules.geometry.grid_surface import grid_surface
 from modules.geometry.isosurface import GRID_HALF_SIDE
 from modules.geometry.rasterizer import Rasterizer, rasterizer_for
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
-from modules.losses.field import colour_loss, distance_loss, eikonal_loss
+from modules.losses.field import colour_loss, distance_loss, eikonal_loss, side_loss, wrong_side
 from modules.losses.rendering import RENDERING_LOSSES, rendering_losses, vertex_normals
 from modules.networks.refiner import FeatureVolumes, Refiner
 from modules.networks.refiner_files import save_refiner
+from modules.systems.randomness import draw_generator
+from modules.systems.replay import Replay
 from modules.systems.schedule import optimizer_with_schedule
 
 
@@ -34,11 +36,16 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
         near_weight: of distances near the surface; those far away are mostly right already.
+        side_weight: of the side of the surface on which points lie.
+        softness: of what counts as a side: distances much smaller hardly do; world units.
         colour_weight: of the colour error.
         eikonal_weight: of the deviation of the gradient's length from 1.
         eikonal_step: of its finite differences, world units, as the dataset took them.
         rendering_weights: of the errors of rendered images, by name (`rendering_losses`).
         rendering_share: share of the samples that bring a grid, as the dataset draws them.
+        replay_count: samples of earlier batches that are added to every batch.
+        replay_capacity: samples that are kept for that.
+        seed: of what training draws.
 
     Raises:
         UserError: `rendering_weights` has a name that no rendering loss has.
@@ -53,11 +60,16 @@ class RefinerDecoderSystem(lightning.LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
         near_weight: float = 5.0,
+        side_weight: float = 1.0,
+        softness: float = 0.01,
         colour_weight: float = 1.0,
         eikonal_weight: float = 0.002,
         eikonal_step: float = 0.01,
         rendering_weights: Mapping[str, float] | None = None,
         rendering_share: float = 1.0,
+        replay_count: int = 0,
+        replay_capacity: int = 1024,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         unknown = set(rendering_weights or {}) - set(RENDERING_LOSSES)
@@ -72,10 +84,12 @@ class RefinerDecoderSystem(lightning.LightningModule):
             scheduler,
         )
         self.near_weight = near_weight
+        self.side_weight, self.softness = side_weight, softness
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_step = eikonal_step
         self.rendering_weights = dict(rendering_weights or {})
-        self.rendering_share = rendering_share
+        self.rendering_share, self.seed = rendering_share, seed
+        self.replay = Replay(replay_count, replay_capacity) if replay_count else None
         self.refiner: Any = None
         self._rasterizer: Rasterizer | None = None
 
@@ -89,11 +103,15 @@ class RefinerDecoderSystem(lightning.LightningModule):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        volumes = self.refiner.encode(batch["geometry"], batch["colour"])
-        figures = self.figures(batch, volumes)
-        rendered, count = self.rendering_figures(batch, volumes)
+        joined = batch
+        if self.replay is not None:
+            joined = self.replay(batch, draw_generator(self, self.seed, batch_idx))
+        volumes = self.refiner.encode(joined["geometry"], joined["colour"])
+        figures = self.figures(joined, volumes)
+        rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
         loss = (
             figures["distance"]
+            + self.side_weight * figures["side"]
             + self.colour_weight * figures["colour"]
             + self.eikonal_weight * figures["eikonal"]
         )
@@ -111,11 +129,14 @@ class RefinerDecoderSystem(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         volumes = self.refiner.encode(batch["geometry"], batch["colour"])
-        self.log_dict(
-            {f"val/loss/{name}": value for name, value in self.figures(batch, volumes).items()},
-            batch_size=len(batch["uid"]),
-            sync_dist=True,
-        )
+        size = len(batch["uid"])
+        for name, value in self.figures(batch, volumes).items():
+            self.log(f"val/loss/{name}", value, batch_size=size, sync_dist=True)
+        rendered, count = self.rendering_figures(batch, volumes)
+        # Every name on every rank, which wait for each other; a batch without a grid counts 0.
+        for key in (f"rendered_{name}" for name in self.rendering_weights):
+            value = rendered.get(key, torch.zeros((), device=self.device))
+            self.log(f"val/loss/{key}", value, batch_size=count, sync_dist=True)
 
     def export(self, directory: Path) -> None:
         """Write config.json and model.safetensors."""
@@ -144,6 +165,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         # Truncated fields are flat far away; only where the truth is not do gradients count.
         steep = (target[:, : shifted.shape[1]].abs() < 0.6 * truncation).float()
         figures = {
+            "side": side_loss(distance[:, :count], target, confidence, self.softness, truncation),
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
             "classical_colour": colour_loss(base, albedo),
@@ -153,6 +175,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
                 figures[prefix + name] = distance_loss(
                     predicted[:, :count], target, confidence, truncation, near
                 )
+            figures[f"{prefix}wrong_side"] = wrong_side(
+                predicted[:, :count], target, confidence, 0.5 * truncation
+            )
         # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
         classical = figures["classical_near_distance"].clamp_min(1e-6)
         return figures | {"classical_ratio": figures["near_distance"] / classical}
@@ -180,7 +205,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
                         for key in ("camera_to_world", "ortho_scale", "fov_deg")
                     )
                 )
-                for name, value in self._render(grid, own, sample, cameras).items():
+                with torch.autocast(self.device.type, enabled=False):  # projections need it
+                    rendered = self._render(grid, own, sample, cameras)
+                for name, value in rendered.items():
                     found.setdefault(f"rendered_{name}", []).append(value)
         count = max((len(values) for values in found.values()), default=0)
         return {name: torch.stack(values).mean() for name, values in found.items()}, count
