@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-
 STARTED = time.monotonic()
 """When this process loaded the module: about when it began."""
 
