@@ -1,10 +1,32 @@
 """Losses on signed distance and colour fields."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+MOST_BALANCED = 8.0
+"""Largest weight by which the rarer side of a surface is made to count as much as the other."""
+
+
+def near_weights(
+    target: Float[Tensor, "b n"], confidence: Float[Tensor, "b n"], reach: float
+) -> Float[Tensor, "b n"]:
+    """Return weights of the points near a surface: both of its sides count alike in every sample.
+
+    Only a few of the points near a thin sheet lie inside of it. If they counted no more than
+    others, what is not sure where a sheet lies would err least by leaving it out.
+
+    Args:
+        target: signed distances.
+        confidence: how sure their sign is, in [0, 1].
+        reach: points farther away than this have no weight, world units.
+    """
+    near = (target.abs() < reach).to(target.dtype)
+    inside = (target < 0).to(target.dtype)
+    sides = torch.stack([inside, 1.0 - inside])
+    shares = (sides * near * confidence).sum(dim=-1) + 1e-3
+    factor = (0.5 * shares.sum(dim=0) / shares).clamp_max(MOST_BALANCED)
+    return near * (sides * factor[..., None]).sum(dim=0)
 
 
 def distance_loss(
@@ -12,7 +34,7 @@ def distance_loss(
     target: Float[Tensor, "*n"],
     confidence: Float[Tensor, "*n"],
     truncation: float,
-    near: float = 1.0,
+    weight: Float[Tensor, "*n"],
 ) -> Float[Tensor, ""]:
     """Return the weighted mean absolute error of truncated distances, in units of the truncation.
 
@@ -23,11 +45,8 @@ def distance_loss(
         target: signed distances.
         confidence: how sure the target's sign is, in [0, 1]: the weight of the signed error.
         truncation: distances beyond it count as it.
-        near: weight of points within half of the truncation of the surface, where those farther
-            away have 1; infinite for the error of the near ones alone.
+        weight: how much each point counts.
     """
-    weight = (target.abs() < 0.5 * truncation).to(predicted.dtype)
-    weight = weight if math.isinf(near) else 1.0 + (near - 1.0) * weight
     predicted = predicted.clamp(-truncation, truncation)
     target = target.clamp(-truncation, truncation)
     signed = (predicted - target).abs()
@@ -36,50 +55,15 @@ def distance_loss(
     return (weight * error).sum() / weight.sum().clamp_min(1e-6) / truncation
 
 
-def side_loss(
-    predicted: Float[Tensor, "*n"],
-    target: Float[Tensor, "*n"],
-    confidence: Float[Tensor, "*n"],
-    softness: float,
-    reach: float,
-) -> Float[Tensor, ""]:
-    """Return the cross-entropy of the side of the surface on which points lie, 0 for the truth.
-
-    A distance d stands for the probability sigmoid(d / softness) of lying outside, so what counts
-    is where the zero set lies: an error far away from it, which no mesh shows, hardly does.
-
-    Args:
-        predicted: signed distances.
-        target: signed distances.
-        confidence: how sure the target's sign is, in [0, 1]: a point's weight.
-        softness: world units.
-        reach: points farther away than this do not count, world units.
-    """
-    outside = torch.sigmoid(target / softness)
-    entropy = torch.nn.functional.binary_cross_entropy(outside, outside, reduction="none")
-    cross = torch.nn.functional.binary_cross_entropy_with_logits(
-        predicted / softness, outside, reduction="none"
-    )
-    weight = confidence * (target.abs() < reach)
-    return (weight * (cross - entropy)).sum() / weight.sum().clamp_min(1e-6)
-
-
 def wrong_side(
-    predicted: Float[Tensor, "*n"],
-    target: Float[Tensor, "*n"],
-    confidence: Float[Tensor, "*n"],
-    reach: float,
+    predicted: Float[Tensor, "*n"], target: Float[Tensor, "*n"], weight: Float[Tensor, "*n"]
 ) -> Float[Tensor, ""]:
-    """Return the share of the points near the surface that lie on the wrong side of the zero set.
+    """Return the weighted share of points that lie on the wrong side of the zero set, in [0, 1].
 
-    Args:
-        predicted: signed distances.
-        target: signed distances.
-        confidence: how sure the target's sign is, in [0, 1]: a point's weight.
-        reach: points farther away than this do not count, world units.
+    What a mesh shows of a field; distances may err without its zero set moving.
     """
-    weight = confidence * (target.abs() < reach)
-    return (weight * ((predicted > 0) != (target > 0))).sum() / weight.sum().clamp_min(1e-6)
+    wrong = ((predicted > 0) != (target > 0)).to(weight.dtype)
+    return (weight * wrong).sum() / weight.sum().clamp_min(1e-6)
 
 
 def eikonal_loss(

@@ -1,6 +1,5 @@
 """Recipe of the refiner-decoder: residuals on the classical field, learned from spoilt images."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,13 @@ from modules.geometry.grid_surface import grid_surface
 from modules.geometry.isosurface import GRID_HALF_SIDE
 from modules.geometry.rasterizer import Rasterizer, rasterizer_for
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
-from modules.losses.field import colour_loss, distance_loss, eikonal_loss, side_loss, wrong_side
+from modules.losses.field import (
+    colour_loss,
+    distance_loss,
+    eikonal_loss,
+    near_weights,
+    wrong_side,
+)
 from modules.losses.rendering import RENDERING_LOSSES, rendering_losses, vertex_normals
 from modules.networks.refiner import FeatureVolumes, Refiner
 from modules.networks.refiner_files import save_refiner
@@ -36,8 +41,6 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
         near_weight: of distances near the surface; those far away are mostly right already.
-        side_weight: of the side of the surface on which points lie.
-        softness: of what counts as a side: distances much smaller hardly do; world units.
         colour_weight: of the colour error.
         eikonal_weight: of the deviation of the gradient's length from 1.
         eikonal_step: of its finite differences, world units, as the dataset took them.
@@ -60,8 +63,6 @@ class RefinerDecoderSystem(lightning.LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
         near_weight: float = 5.0,
-        side_weight: float = 1.0,
-        softness: float = 0.01,
         colour_weight: float = 1.0,
         eikonal_weight: float = 0.002,
         eikonal_step: float = 0.01,
@@ -84,7 +85,6 @@ class RefinerDecoderSystem(lightning.LightningModule):
             scheduler,
         )
         self.near_weight = near_weight
-        self.side_weight, self.softness = side_weight, softness
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_step = eikonal_step
         self.rendering_weights = dict(rendering_weights or {})
@@ -111,7 +111,6 @@ class RefinerDecoderSystem(lightning.LightningModule):
         rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
         loss = (
             figures["distance"]
-            + self.side_weight * figures["side"]
             + self.colour_weight * figures["colour"]
             + self.eikonal_weight * figures["eikonal"]
         )
@@ -165,19 +164,21 @@ class RefinerDecoderSystem(lightning.LightningModule):
         # Truncated fields are flat far away; only where the truth is not do gradients count.
         steep = (target[:, : shifted.shape[1]].abs() < 0.6 * truncation).float()
         figures = {
-            "side": side_loss(distance[:, :count], target, confidence, self.softness, truncation),
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
             "classical_colour": colour_loss(base, albedo),
         }
-        for prefix, predicted in (("", distance), ("classical_", batch["distance"])):
-            for name, near in (("distance", self.near_weight), ("near_distance", math.inf)):
+        near = near_weights(target, confidence, 0.5 * truncation)
+        weights = {"distance": 1.0 + (self.near_weight - 1.0) * near, "near_distance": near}
+        for prefix, predicted in (
+            ("", distance[:, :count]),
+            ("classical_", batch["distance"][:, :count]),
+        ):
+            for name, weight in weights.items():
                 figures[prefix + name] = distance_loss(
-                    predicted[:, :count], target, confidence, truncation, near
+                    predicted, target, confidence, truncation, weight
                 )
-            figures[f"{prefix}wrong_side"] = wrong_side(
-                predicted[:, :count], target, confidence, 0.5 * truncation
-            )
+            figures[f"{prefix}wrong_side"] = wrong_side(predicted, target, near * confidence)
         # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
         classical = figures["classical_near_distance"].clamp_min(1e-6)
         return figures | {"classical_ratio": figures["near_distance"] / classical}

@@ -13,7 +13,7 @@ from modules.geometry.corruption import Corruption, corrupt, subsample
 from modules.geometry.evidence import EXACT_ROUGHNESS, Evidence
 from modules.geometry.lift import lift
 from modules.geometry.mesh import load_mesh, save_mesh
-from modules.losses.field import distance_loss, eikonal_loss
+from modules.losses.field import distance_loss, eikonal_loss, near_weights, wrong_side
 from modules.metrics.geometry import MeshSurface, compare_surfaces
 from modules.metrics.mesh_quality import mesh_quality
 from modules.networks.refined_field import RefinedField
@@ -195,12 +195,30 @@ def test_eikonal_loss_is_zero_for_a_true_distance_and_one_for_a_constant():
 def test_distances_of_unknown_sign_are_compared_without_it():
     predicted, target = torch.tensor([-0.02, 0.03]), torch.tensor([0.02, 0.03])
     sure, unsure = torch.ones(2), torch.zeros(2)
-    assert distance_loss(predicted, target, unsure, 0.05) == 0.0
+    assert distance_loss(predicted, target, unsure, 0.05, sure) == 0.0
     torch.testing.assert_close(
-        distance_loss(predicted, target, sure, 0.05), torch.tensor(0.4), atol=1e-6, rtol=0.0
+        distance_loss(predicted, target, sure, 0.05, sure), torch.tensor(0.4), atol=1e-6, rtol=0.0
     )
-    far = distance_loss(torch.tensor([0.05]), torch.tensor([0.5]), torch.ones(1), 0.05)
+    one = torch.ones(1)
+    far = distance_loss(torch.tensor([0.05]), torch.tensor([0.5]), one, 0.05, one)
     assert far == 0.0  # beyond the truncation all distances are alike
+
+
+def test_leaving_out_a_thin_sheet_costs_as_much_as_filling_what_surrounds_it():
+    """A sheet .004 thick at an unknown place: without weights nothing at all would err least."""
+    height = torch.linspace(-0.02, 0.02, 400)[None].expand(2, -1)
+    thin, thick = height[:1].abs() - 0.002, height[1:]
+    target, sure = torch.cat([thin, thick]), torch.ones(2, 400)
+    weight = near_weights(target, sure, 0.015)
+    inside = target < 0
+    torch.testing.assert_close(
+        (weight * inside).sum(dim=1), (weight * ~inside).sum(dim=1), rtol=0.02, atol=0.0
+    )
+    assert weight[target.abs() > 0.015].max() == 0.0
+    assert weight[1][target[1].abs() < 0.014].std() < 0.01  # both sides of a thick body: alike
+    empty = torch.full_like(target, 0.01)
+    assert wrong_side(empty, target, weight) == pytest.approx(0.5, abs=0.01)
+    assert wrong_side(target, target, weight) == 0.0
 
 
 def test_corruption_is_a_function_of_its_seed_and_leaves_exact_samples_exact():
