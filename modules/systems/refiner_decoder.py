@@ -46,6 +46,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         eikonal_step: of its finite differences, world units, as the dataset took them.
         rendering_weights: of the errors of rendered images, by name (`rendering_losses`).
         rendering_share: share of the samples that bring a grid, as the dataset draws them.
+        rendering_after: optimizer steps before the rendering losses count: until then a surface is
+            the classical one, as the residual has hardly begun.
         replay_count: samples of earlier batches that are added to every batch.
         replay_capacity: samples that are kept for that.
         seed: of what training draws.
@@ -68,6 +70,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         eikonal_step: float = 0.01,
         rendering_weights: Mapping[str, float] | None = None,
         rendering_share: float = 1.0,
+        rendering_after: int = 0,
         replay_count: int = 0,
         replay_capacity: int = 1024,
         seed: int = 0,
@@ -88,7 +91,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_step = eikonal_step
         self.rendering_weights = dict(rendering_weights or {})
-        self.rendering_share, self.seed = rendering_share, seed
+        self.rendering_share, self.rendering_after = rendering_share, rendering_after
+        self.seed = seed
         self.replay = Replay(replay_count, replay_capacity) if replay_count else None
         self.refiner: Any = None
         self._rasterizer: Rasterizer | None = None
@@ -108,7 +112,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
             joined = self.replay(batch, draw_generator(self, self.seed, batch_idx))
         volumes = self.refiner.encode(joined["geometry"], joined["colour"])
         figures = self.figures(joined, volumes)
-        rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
+        rendered, count = {}, 0
+        if self.global_step >= self.rendering_after:
+            rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
         loss = (
             figures["distance"]
             + self.colour_weight * figures["colour"]
