@@ -138,10 +138,10 @@ class RefinerDecoderSystem(lightning.LightningModule):
         for name, value in self.figures(batch, volumes).items():
             self.log(f"val/loss/{name}", value, batch_size=size, sync_dist=True)
         rendered, count = self.rendering_figures(batch, volumes)
-        # Every name on every rank, which wait for each other; a batch without a grid counts 0.
-        for key in (f"rendered_{name}" for name in self.rendering_weights):
-            value = rendered.get(key, torch.zeros((), device=self.device))
-            self.log(f"val/loss/{key}", value, batch_size=count, sync_dist=True)
+        # Every name on every rank, as they wait for each other; a batch without a grid counts 0.
+        for name in self.rendering_weights if self.rendering_share else ():
+            value = rendered.get(f"rendered_{name}", torch.zeros((), device=self.device))
+            self.log(f"val/loss/rendered_{name}", value, batch_size=count, sync_dist=True)
 
     def export(self, directory: Path) -> None:
         """Write config.json and model.safetensors."""

@@ -227,6 +227,47 @@ def test_a_grid_counts_the_same_whatever_else_its_rank_found(shards: Path):
     assert loss([plain, plain], **settings) == without
 
 
+def test_validation_looks_at_the_images_of_the_grids_that_it_is_given(shards: Path):
+    samples = dataset(shards, rendering_share=1.0, rendering_cells=16)
+    rendered, plain = samples[0, 0], samples[1, 1] | {"grid": None}
+    network = partial(Refiner, width=4, hidden=16, side=8)
+    system = RefinerDecoderSystem(
+        network, partial(torch.optim.Adam, lr=1e-3), rendering_weights={"depth": 1.0}
+    )
+    system.configure_model()
+    logged: dict[str, tuple[float, int]] = {}
+
+    def log(name: str, value: torch.Tensor, *, batch_size: int, sync_dist: bool) -> None:
+        logged[name] = float(value), batch_size
+
+    system.log = log
+    with torch.no_grad():
+        system.validation_step(collate([rendered, plain]), 0)
+        error, count = logged["val/loss/rendered_depth"]
+        system.validation_step(collate([plain]), 0)
+    assert error > 0.01
+    assert count == 1
+    assert logged["val/loss/rendered_depth"][1] == 0
+    assert logged["val/loss/wrong_side"] == logged["val/loss/classical_wrong_side"]
+
+
+def test_rendering_losses_begin_when_they_are_told_to(shards: Path):
+    batch = collate([dataset(shards, rendering_share=1.0, rendering_cells=16)[0, 0]])
+    losses = []
+    for after in (0, 1):
+        system = RefinerDecoderSystem(
+            partial(Refiner, width=4, hidden=16, side=8),
+            partial(torch.optim.Adam, lr=1e-3),
+            rendering_weights={"depth": 1.0},
+            rendering_after=after,
+        )
+        torch.manual_seed(0)
+        system.configure_model()
+        system.log = lambda *args, **kwargs: None
+        losses.append(float(system.training_step(batch, 0).detach()))
+    assert losses[0] > losses[1] + 0.01
+
+
 def plate_sample() -> dict[str, Any]:
     """Return a sample of a plate that is .01 thick, with points on its upper side."""
     plate = flat_colored(trimesh.creation.box(extents=(0.8, 0.8, 0.01)))
