@@ -18,9 +18,10 @@ from modules.geometry.colour_field import ColourField
 from modules.geometry.lift import Observation
 from modules.geometry.neighbours import query
 from modules.geometry.point_fusion import FusedPoints, fuse
+from modules.geometry.point_smoothing import smooth_points
 from modules.geometry.unseen_space import find_empty_space
 from modules.geometry.view_alignment import align_views
-from modules.geometry.view_noise import LARGEST_NOISE, estimate_noise
+from modules.geometry.view_noise import LARGEST_NOISE, errs_at_random, estimate_noise
 
 LEAST_ALIGNED = 0.25
 """Pixels of noise: views that agree better are left as they are, since outlines and normals, by
@@ -95,10 +96,12 @@ class ClassicalField:
         self.settings = settings or ClassicalSettings()
         self.noise = min(estimate_noise(observation), LARGEST_NOISE)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
-        if self.noise > LEAST_ALIGNED * observation.spacing:
+        if errs_at_random(observation):
+            observation = smooth_points(observation)
+        elif self.noise > LEAST_ALIGNED * observation.spacing:
             observation = align_views(observation, self.noise)
         self.observation = observation
-        """What the field is made of: depths of views that disagreed are corrected."""
+        """What the field is made of: depths that disagreed are corrected."""
         smoothed = self.settings.smoothing * self.noise
         self._points = fuse(observation, self.noise, cell=smoothed)
         self._tree = cKDTree(self._points.position)
