@@ -107,7 +107,7 @@ def rebuild_cases(
             cost: dict[str, float] = {}
             out.mkdir(parents=True, exist_ok=True)
             seen: Any = sample["images"], cameras, sample["hit"]
-            if diffuse is not None:
+            if diffuse is not None and strength is not None:
                 with measured(cost, "generate"):
                     seen = diffuse(sample, strength)
             with measured(cost, "reconstruct"):

@@ -127,7 +127,9 @@ def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
     if paths["checkpoint"] is not None:
         inputs["checkpoint"] = folder_digest(paths["checkpoint"] / "refiner_decoder")
     if settings["strength"] is not None:
-        inputs["diffusion"] = model_digest(paths["checkpoint"], ("autoencoder", "denoiser"))
+        inputs["diffusion"] = model_digest(
+            Path(settings["checkpoint"]), ("autoencoder", "denoiser")
+        )
         method = method | {"strength": settings["strength"]}
     return _score_meshes(cases, options, settings, out, inputs=inputs, method=method)
 
