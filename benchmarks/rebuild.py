@@ -11,8 +11,10 @@ OUT takes one line a sample and method; lines that are there already are not com
 several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints all.
 
 With --inputs other than `true` every method reads spoilt images instead, the same for all:
-`mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left, or `decoded` by
---autoencoder, whose foreground every method takes by Relief's hit rule, as nothing else is known.
+`mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left; `decoded` by
+--autoencoder; or `sampled` by the diffusion model of --diffusion from the true latents, noised up
+to --strength. Of the last two every method takes the foreground by Relief's hit rule, as nothing
+else is known.
 
 Methods: `classical-G`, `fitted-G` (the same and FIT_STEPS of the fit) and `refined-G` (with
 --pipeline; grid of G cells), `poisson-D` and `poisson-D-trimmed` (depth D; needs Open3D, see
@@ -55,6 +57,7 @@ from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.codec import decode_packed, encode_packed
 from modules.metrics.geometry import MeshSurface, SurfaceSamples, floor_figures
 from modules.metrics.scoring import FAILURE_FIGURES, ScoringOptions, score, summarise
+from modules.pipelines.diffusion_round_trip import DiffusionRoundTrip
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Shard
@@ -75,7 +78,8 @@ SPOILT = {
 """Noise of depth (world units; that of normals is 5 times as much), views lost, blur of outlines
 (pixels)."""
 
-INPUTS = ("true", *SPOILT, "decoded")
+INPUTS = ("true", *SPOILT, "decoded", "sampled")
+NEEDS = {"decoded": "autoencoder", "sampled": "diffusion"}  # inputs, and the option for each
 FLOOR = "floor"
 TRIM = 0.02  # of the vertices
 LARGEST_MISFIT = 0.002  # of rendered points from the original: beyond, it is another shape
@@ -115,6 +119,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--inputs", choices=INPUTS, default="true")
     parser.add_argument("--autoencoder", help="folder, file or hub id, for --inputs decoded")
+    parser.add_argument("--diffusion", type=Path, help="pipeline folder, for --inputs sampled")
+    parser.add_argument("--strength", type=float, default=0.4, help="noise level, the flow's t")
     parser.add_argument("--meshes", type=Path, help="folder that takes every surface as PLY")
     parser.add_argument("--part", type=Shard.parse, default=Shard(), help="0/2: of two processes")
     arguments = parser.parse_args()
@@ -124,12 +130,16 @@ def main() -> None:
         load_open3d()
     files = sorted(p for p in arguments.reference.rglob("*") if p.suffix.lower() in SUFFIXES)
     originals = {make_uid(path.stem): path for path in files}
-    if (arguments.inputs == "decoded") != (arguments.autoencoder is not None):
-        raise SystemExit("--inputs decoded needs --autoencoder, and nothing else takes it")
+    for inputs, option in NEEDS.items():
+        if (arguments.inputs == inputs) != (getattr(arguments, option) is not None):
+            raise SystemExit(f"--inputs {inputs} needs --{option}, and nothing else takes it")
     rows, part = _read(arguments.out), arguments.part
 
     def set_name(shards: Path) -> str:
-        return shards.name if arguments.inputs == "true" else f"{shards.name} {arguments.inputs}"
+        if arguments.inputs == "true":
+            return shards.name
+        strength = f" {arguments.strength:g}" if arguments.inputs == "sampled" else ""
+        return f"{shards.name} {arguments.inputs}{strength}"
 
     sets = {shards: ShardSet(shards, "samples") for shards in arguments.shards}
     if missing := {uid for found in sets.values() for uid in found.uids} - originals.keys():
@@ -308,6 +318,10 @@ def _inputs(
     if arguments.inputs == "decoded":
         autoencoder = load_autoencoder(arguments.autoencoder)
         return decode_packed(autoencoder, encode_packed(autoencoder, images, 1), 1), None, cameras
+    if arguments.inputs == "sampled":
+        trip = DiffusionRoundTrip(arguments.diffusion, torch.device("cpu"))
+        made, seen_by = trip(sample, arguments.strength)
+        return made, None, seen_by
     spoilt = SPOILT[arguments.inputs]
     rng = np.random.default_rng(i)
     found, mask, kept = corrupt(images.numpy(), hit.numpy(), cameras, spoilt, rng)

@@ -88,7 +88,7 @@ def rebuild(
 
     def simplify() -> tuple[Any, Any]:
         kept, kept_faces = drop_small_components(vertices, faces, 0.01)
-        kept = field.thinned(kept, smooth_normals(kept, kept_faces))
+        kept = field.thinned(kept)
         kept, kept_faces = decimate(kept, kept_faces, num_faces)
         return round_apart(kept, kept_faces), kept_faces
 

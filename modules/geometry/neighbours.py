@@ -8,6 +8,6 @@ from numpy import ndarray
 from scipy.spatial import cKDTree
 
 
-def query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:
+def query(tree: cKDTree, points: Float[ndarray, "p d"], **options: Any) -> tuple[ndarray, ndarray]:
     """Return distances and indices of neighbours; `options` are those of the tree's own query."""
     return tree.query(points, workers=torch.get_num_threads(), **options)
