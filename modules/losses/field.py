@@ -66,6 +66,36 @@ def wrong_side(
     return (weight * wrong).sum() / weight.sum().clamp_min(1e-6)
 
 
+def point_losses(
+    moved: Float[Tensor, "*n"],
+    normals: Float[Tensor, "*n 3"],
+    depth: Float[Tensor, "*n"],
+    truth: Float[Tensor, "*n 3"],
+    along: Float[Tensor, "*n 3"],
+    known: Float[Tensor, "*n"],
+    truncation: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the errors of lifted points as corrected: of positions and of normals.
+
+    Mean distance from the plane that is truly seen, in units of the truncation and at most 1 where
+    the truth lies behind the edge of something nearer; and the mean of 1 - cosine.
+
+    Args:
+        moved: what is added to the depths of points, world units.
+        normals: the points' unit normals.
+        depth: what is missing to their depths.
+        truth: their true unit normals.
+        along: how each moves when its depth grows by one.
+        known: weight of each point.
+        truncation: world units.
+    """
+    squarely = (along * truth).sum(dim=-1).abs().clamp(0.1, 1.0)
+    away = (squarely * (moved - depth).abs() / truncation).clamp_max(1.0)
+    cosine = torch.nn.functional.cosine_similarity(normals, truth, dim=-1)
+    total = known.sum().clamp_min(1e-6)
+    return (known * away).sum() / total, (known * (1.0 - cosine)).sum() / total
+
+
 def eikonal_loss(
     centre: Float[Tensor, "*n"],
     shifted: Float[Tensor, "*n 3"],

@@ -1,4 +1,10 @@
-"""What the refiner-decoder learns: residuals on the classical signed distance and colour."""
+"""What the refiner-decoder learns: corrections of what was seen, residuals of what was not.
+
+A lifted point is moved along its ray and its normal turned; the classical field of the points as
+corrected keeps thin sheets and hidden walls, which a residual of distances, unsure where exactly
+they lie, would wear away. Where nothing was seen there is no point to move: a residual is added to
+the distance. Colours get one wherever there is doubt.
+"""
 
 import itertools
 from typing import NamedTuple
@@ -13,6 +19,7 @@ from modules.geometry.evidence import (
     DOUBT_CHANNEL,
     GEOMETRY_CHANNELS,
     POINT_CHANNELS,
+    UNSEEN_CHANNEL,
     VOLUME_HALF_SIDE,
 )
 
@@ -25,16 +32,16 @@ class FeatureVolumes(NamedTuple):
 
 
 class Refiner(nn.Module):
-    """Two small 3D U-Nets, read at points by two MLPs whose last layers start at zero.
+    """Two small 3D U-Nets, read at points by three MLPs whose last layers start at zero.
 
-    Untrained, both residuals are exactly 0: the refiner-decoder is then the classical method.
+    Untrained, all residuals are exactly 0: the refiner-decoder is then the classical method.
 
     Args:
         width: channels at full volume resolution; doubled at each coarser level.
         hidden: width of the MLPs.
         side: voxels along a side of the evidence volumes, a multiple of 2 to the number of levels.
         levels: by how many the U-Nets are coarser than the volumes in the end.
-        truncation: a distance residual of 1 means this many world units.
+        truncation: an output of 1 means this many world units.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Refiner(nn.Module):
         self.geometry_net = VolumeUNet(GEOMETRY_CHANNELS, width, levels)
         self.colour_net = VolumeUNet(GEOMETRY_CHANNELS + COLOUR_CHANNELS, width, levels)
         read = 3 * width  # full resolution and the level below it
+        self.point_head = _head(read + POINT_CHANNELS + 3 + 3, hidden, 1 + 3)
         self.distance_head = _head(read + POINT_CHANNELS, hidden, 1)
         self.colour_head = _head(read + POINT_CHANNELS + 3 + 3, hidden, 3)
 
@@ -73,15 +81,39 @@ class Refiner(nn.Module):
             self.geometry_net(geometry), self.colour_net(torch.cat([geometry, colour], dim=1))
         )
 
+    def correct_points(
+        self,
+        volumes: FeatureVolumes,
+        points: Float[Tensor, "b n 3"],
+        evidence: Float[Tensor, "b n 27"],
+        normals: Float[Tensor, "b n 3"],
+        along: Float[Tensor, "b n 3"],
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n 3"]]:
+        """Return what to add to the depths of lifted points, world units, and their new normals.
+
+        Where there is no doubt that is 0, and normals stay as they are.
+
+        Args:
+            volumes: encoded evidence.
+            points: lifted points.
+            evidence: `Evidence.features` there.
+            normals: their unit normals.
+            along: how each moves when its depth grows by one.
+        """
+        inputs = [_read(volumes.geometry, points), evidence, normals, along]
+        found = _exactly(self.point_head, inputs) * evidence[..., DOUBT_CHANNEL, None]
+        turned = torch.nn.functional.normalize(normals + found[..., 1:], dim=-1)
+        return found[..., 0] * self.truncation, turned
+
     def distance_residual(
         self,
         volumes: FeatureVolumes,
         points: Float[Tensor, "b n 3"],
         evidence: Float[Tensor, "b n 27"],
     ) -> Float[Tensor, "b n"]:
-        """Return what to add to the classical distance, world units; 0 where there is no doubt."""
+        """Return what to add to the classical distance, world units; 0 by what was seen."""
         residual = _exactly(self.distance_head, [_read(volumes.geometry, points), evidence])[..., 0]
-        return residual * evidence[..., DOUBT_CHANNEL] * self.truncation
+        return residual * evidence[..., UNSEEN_CHANNEL] * self.truncation
 
     def colour_residual(
         self,

@@ -21,6 +21,7 @@ from modules.losses.field import (
     distance_loss,
     eikonal_loss,
     near_weights,
+    point_losses,
     wrong_side,
 )
 from modules.losses.rendering import RENDERING_LOSSES, rendering_losses, vertex_normals
@@ -40,6 +41,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         network: builds the refiner.
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
+        point_weight: of the distance of corrected points from what is truly seen.
+        normal_weight: of the angle of their normals.
         near_weight: of distances near the surface; those far away are mostly right already.
         colour_weight: of the colour error.
         eikonal_weight: of the deviation of the gradient's length from 1.
@@ -64,6 +67,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
+        point_weight: float = 2.0,
+        normal_weight: float = 0.5,
         near_weight: float = 5.0,
         colour_weight: float = 1.0,
         eikonal_weight: float = 0.002,
@@ -87,6 +92,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
             optimizer,
             scheduler,
         )
+        self.point_weight, self.normal_weight = point_weight, normal_weight
         self.near_weight = near_weight
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_step = eikonal_step
@@ -116,7 +122,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
         if self.global_step >= self.rendering_after:
             rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
         loss = (
-            figures["distance"]
+            self.point_weight * figures["point"]
+            + self.normal_weight * figures["normal"]
+            + figures["distance"]
             + self.colour_weight * figures["colour"]
             + self.eikonal_weight * figures["eikonal"]
         )
@@ -169,7 +177,19 @@ class RefinerDecoderSystem(lightning.LightningModule):
         centre = distance[:, : shifted.shape[1]]
         # Truncated fields are flat far away; only where the truth is not do gradients count.
         steep = (target[:, : shifted.shape[1]].abs() < 0.6 * truncation).float()
+        along, seen_normal = batch["seen_along"], batch["seen_normal"]
+        corrected = self.refiner.correct_points(
+            volumes, batch["seen_position"], batch["seen_features"], seen_normal, along
+        )
+        as_seen = torch.zeros_like(batch["seen_depth"]), seen_normal
+        truth = batch["seen_depth"], batch["seen_truth"], along, batch["seen_known"], truncation
+        point, normal = point_losses(*corrected, *truth)
+        classical_point, classical_normal = point_losses(*as_seen, *truth)
         figures = {
+            "point": point,
+            "normal": normal,
+            "classical_point": classical_point,
+            "classical_normal": classical_normal,
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
             "classical_colour": colour_loss(base, albedo),
@@ -186,8 +206,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
                 )
             figures[f"{prefix}wrong_side"] = wrong_side(predicted, target, near * confidence)
         # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
-        classical = figures["classical_near_distance"].clamp_min(1e-6)
-        return figures | {"classical_ratio": figures["near_distance"] / classical}
+        classical = classical_point.clamp_min(1e-6)
+        return figures | {"classical_ratio": point / classical}
 
     def rendering_figures(
         self, batch: dict[str, Any], volumes: FeatureVolumes

@@ -13,12 +13,15 @@ from torch import Tensor
 VOLUMES = ("geometry", "colour")
 """Tensors that have three axes of space; the largest of a sample, kept in half precision."""
 
-POINTS = ("points", "surface_position", "surface_normal")
+POINTS = (
+    "points", "surface_position", "surface_normal", "seen_position", "seen_normal", "seen_along",
+    "seen_truth",
+)  # fmt: skip
 """Tensors whose last axis is x, y, z."""
 
 INVARIANT = (
     "distance", "features", "sdf_distance", "sdf_confidence", "surface_albedo",
-    "surface_features", "base",
+    "surface_features", "base", "seen_features", "seen_depth", "seen_known",
 )  # fmt: skip
 
 VECTORS = slice(1, 7)

@@ -23,6 +23,13 @@ def prepared(number: int) -> dict[str, torch.Tensor]:
         "points": inner,
         "surface_position": inner[:5],
         "surface_normal": torch.nn.functional.normalize(inner[:5], dim=1),
+        "seen_position": inner[:7],
+        "seen_normal": torch.nn.functional.normalize(inner[:7], dim=1),
+        "seen_along": -inner[:7],
+        "seen_truth": torch.nn.functional.normalize(inner[:7], dim=1),
+        "seen_features": torch.ones(7, 27),
+        "seen_depth": torch.ones(7),
+        "seen_known": torch.ones(7),
         "distance": torch.full((20,), float(number)),
         "features": inner.norm(dim=1, keepdim=True),
         "sdf_distance": inner.norm(dim=1),
@@ -44,6 +51,10 @@ def test_a_turned_sample_is_one_of_a_turned_world(orientation: int):
     torch.testing.assert_close(coloured, batch["points"][..., 2], atol=1e-5, rtol=0.0)
     normals = torch.nn.functional.normalize(result["surface_position"], dim=-1)
     torch.testing.assert_close(result["surface_normal"], normals)
+    torch.testing.assert_close(result["seen_along"], -result["seen_position"])
+    for key in ("seen_normal", "seen_truth"):
+        seen = torch.nn.functional.normalize(result["seen_position"], dim=-1)
+        torch.testing.assert_close(result[key], seen)
     if orientation:
         assert not torch.allclose(result["points"], batch["points"])
     else:
