@@ -98,7 +98,7 @@ def test_points_that_are_corrected_give_the_field_of_the_true_images():
     missing = (true.depth - noisy.observation.depth)[hit]
 
     class Knowing(Refiner):
-        def correct_points(self, volumes, points, evidence, normals, along):  # noqa: D102
+        def correct_points(self, volumes, points, evidence, normals, along):
             assert torch.allclose(evidence[..., 0], torch.ones(()), atol=0.2)
             return torch.from_numpy(missing).float()[None], torch.from_numpy(true.normal)[None]
 
