@@ -44,8 +44,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         network: builds the refiner.
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
-        point_weight: of the distance of corrected points from what is truly seen, as a share of what
-            it was.
+        point_weight: of the distance of corrected points from what is truly seen, as a share of
+            what it was.
         normal_weight: of the angle of their normals.
         near_weight: of distances near the surface; those far away are mostly right already.
         colour_weight: of the colour error.
