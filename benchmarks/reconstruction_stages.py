@@ -27,8 +27,8 @@ from data_pipeline.loading.samples import decode_sample
 from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
+from modules.geometry.decimation import decimate
 from modules.geometry.isosurface import (
-    decimate,
     drop_small_components,
     extract_isosurface,
     least_thickness,

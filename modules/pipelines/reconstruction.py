@@ -13,10 +13,10 @@ from tqdm import tqdm
 from data_pipeline.contract import MODALITIES, Camera, UserError
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
+from modules.geometry.decimation import decimate
 from modules.geometry.fit import check_steps, fit_vertices
 from modules.geometry.isosurface import (
     GRID_HALF_SIDE,
-    decimate,
     drop_small_components,
     extract_isosurface,
     least_thickness,
