@@ -30,7 +30,7 @@ COARSEST = 24
 SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
 """From a cell to the one behind each of its faces, in the order of `SQUARES`."""
 
-CHUNK = 65536
+CHUNK = 262_144
 """Points that are evaluated at a time."""
 
 
