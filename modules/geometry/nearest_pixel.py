@@ -1,6 +1,5 @@
 """Filling images from their nearest known pixels."""
 
-import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 from scipy import ndimage
@@ -15,4 +14,4 @@ def nearest_pixel(known: Bool[ndarray, "h w"]) -> tuple[Int[ndarray, "h w"], Int
     row, column = ndimage.distance_transform_edt(
         ~known, return_distances=False, return_indices=True
     )
-    return row.astype(np.int64), column.astype(np.int64)
+    return row, column

@@ -72,7 +72,7 @@ def test_charts_are_a_texel_apart_at_the_mip_level_of_128_px(side: int, padding_
     most = ndimage.maximum_filter(image, window)
     least = ndimage.minimum_filter(np.where(image > 0, image, image.max() + 1), window)
     assert not ((least < most) & (most > 0)).any()
-    assert (image > 0).mean() > 0.25
+    assert (image > 0).mean() > 0.3
 
 
 def test_padding_gives_way_where_charts_are_many():
@@ -91,9 +91,9 @@ def test_loose_triangles_are_laid_out_on_a_grid_with_room_for_each():
     vertices = (0.9 * corners + 0.1 * corners.mean(axis=1, keepdims=True)).reshape(-1, 3)
     faces = np.asarray(soup.faces, np.int64)
     with pytest.warns(UserWarning, match="charts of 1280 faces fill"):
-        atlas = unwrap(vertices, faces, 256)
+        atlas = unwrap(vertices, faces, 160)
     assert_complete(atlas, faces)
-    image = chart_image(atlas, 256)
+    image = chart_image(atlas, 160)
     assert len(np.unique(image)) == 1 + len(faces)  # each has texels
     least = ndimage.minimum_filter(np.where(image > 0, image, image.max() + 1), 2)
     most = ndimage.maximum_filter(image, 2)
@@ -104,7 +104,7 @@ def test_large_meshes_are_cut_into_parts_that_stay_in_order(monkeypatch):
     monkeypatch.setattr(atlas_worker, "CHUNK_FACES", 200)
     vertices, faces = bumpy()
     charts = atlas_worker.cut_charts(vertices.astype(np.float32), faces.astype(np.uint32))
-    packed = atlas_worker.pack(*charts, 512, 4)
+    packed = atlas_worker.pack(charts, 512, 4)
     atlas = Atlas(
         packed.source.astype(np.int64), packed.faces.astype(np.int64), packed.uv.astype(np.float64)
     )
