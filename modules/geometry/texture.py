@@ -28,6 +28,9 @@ TEXTURE_PLANE = Camera(
 )
 """Sees a mesh that lies in its texture, at (u, v, 0), as the texture's texels."""
 
+SRGB_LEVELS = np.rint(255.0 * linear_to_srgb(np.linspace(0.0, 1.0, 2**16))).astype(np.uint8)
+"""sRGB of 8 bits by linear light, in steps so fine that at most the rounding of a level differs."""
+
 LEAST_COSINE = 0.05
 """Of the angle at which a view looks at a texel: at a greater slant it does not count."""
 
@@ -91,12 +94,13 @@ def bake(
         weight = settings.fallback_weight * (1.0 - total[lacking] / settings.enough_weight)
         total[lacking] += weight
         linear[lacking] += weight[:, None] * colour
+    level = (linear / total[:, None]).clamp(0.0, 1.0) * (len(SRGB_LEVELS) - 1)
+    colour = torch.from_numpy(SRGB_LEVELS).to(level.device)[level.round().long()]
     covered = baking.covered.cpu().numpy()
-    texture = np.zeros((*covered.shape, 3), dtype=np.uint8)
-    colour = linear_to_srgb((linear / total[:, None]).cpu().numpy())
-    texture[covered] = np.rint(np.clip(colour, 0.0, 1.0) * 255.0)
+    texel = np.zeros(covered.shape, dtype=np.int64)
+    texel[covered] = np.arange(len(colour))
     # Texels outside the charts repeat the nearest covered one, so filtering blends no background.
-    return texture[nearest_pixel(covered)]
+    return colour.cpu().numpy()[texel[nearest_pixel(covered)]]
 
 
 class _Baking:
