@@ -7,6 +7,7 @@ behind it in all views is inside. Free space also bounds IMLS to within a small 
 surface ends where the views say so and walls that no view sees (a mug's inner side) still exist.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,15 @@ class ClassicalField:
             observation = smooth_points(observation)
         elif self.noise > LEAST_ALIGNED * observation.spacing:
             observation = align_views(observation, self.noise)
+        self._build(observation)
+
+    def of(self, observation: Observation) -> "ClassicalField":
+        """Return the field of the same views with other depths and normals, taken as they are."""
+        field = copy.copy(self)
+        field._build(observation)
+        return field
+
+    def _build(self, observation: Observation) -> None:
         self.observation = observation
         """What the field is made of: depths that disagreed are corrected."""
         smoothed = self.settings.smoothing * self.noise

@@ -231,6 +231,7 @@ class Reconstructor:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
         field = RefinedField(classical, self.refiner)
+        classical = field.classical
         vertices, faces = extract_isosurface(
             field.distance, grid, observation.position, sharp=shows_edges(classical, grid)
         )

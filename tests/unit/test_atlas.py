@@ -10,7 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from modules.geometry import atlas_worker
-from modules.geometry.atlas import Atlas, grid_atlas, unwrap
+from modules.geometry.atlas import Atlas, AtlasWorker, grid_atlas, unwrap
 from modules.geometry.rasterize import RayScene
 
 
@@ -136,3 +136,29 @@ def test_when_xatlas_takes_too_long_a_grid_stands_in():
     with pytest.warns(UserWarning, match="xatlas gave no atlas"):
         atlas = unwrap(vertices, faces, 128, timeout_s=0.001)
     assert_complete(atlas, faces)
+
+
+def test_a_worker_that_was_started_early_is_used_and_ended():
+    vertices, faces = bumpy(1)
+    with AtlasWorker() as worker:
+        early = unwrap(vertices, faces, 128, worker=worker)
+    np.testing.assert_array_equal(early.uv, unwrap(vertices, faces, 128).uv)
+    with AtlasWorker() as unused:
+        pass
+    assert unused._process.returncode is not None
+
+
+def test_two_packings_fill_a_texture_on_the_mean(monkeypatch: pytest.MonkeyPatch):
+    packings, make = [], atlas_worker.xatlas.Atlas
+
+    def counted():
+        packings.append(make())
+        return packings[-1]
+
+    vertices, faces = bumpy(4)
+    charts = atlas_worker.cut_charts(vertices.astype(np.float32), faces.astype(np.uint32))
+    monkeypatch.setattr(atlas_worker.xatlas, "Atlas", counted)
+    for side in (256, 512, 1024, 2048):
+        packed = atlas_worker.pack(charts, side, side // 128)
+        assert packed.uv.max() > 0.88, side
+    assert len(packings) <= 8
