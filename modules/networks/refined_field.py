@@ -57,18 +57,19 @@ class RefinedField:
 
     def distance(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return signed distances at world points, positive outside."""
-        distance = self.classical.sample(points).distance
+        sample = self.classical.sample(points)
         if self.refiner is None:
-            return distance
-        unseen = self._doubted(points, self._evidence.field.free_space(points), part=1)
+            return sample.distance
+        unseen = self._doubted(points, sample.free, part=1)
         if not len(unseen):
-            return distance
+            return sample.distance
         chosen = points[unseen]
         features = self._evidence.features(chosen, self._evidence.field.sample(chosen))
         with torch.inference_mode():
             residual = self.refiner.distance_residual(
                 self._volumes, self._tensor(chosen), self._tensor(features)
             )
+        distance = sample.distance.copy()
         distance[unseen] += residual[0].cpu().numpy().astype(np.float64)
         return distance
 
@@ -80,7 +81,7 @@ class RefinedField:
         if self.refiner is None:
             return colour
         observed = self._evidence.field
-        doubted = self._doubted(points, observed.free_space(points))
+        doubted = self._doubted(points, self.classical.free_space(points))
         if not len(doubted):
             return colour
         chosen = points[doubted]

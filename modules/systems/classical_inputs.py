@@ -33,8 +33,9 @@ class ClassicalInputs:
     `seen_along` (l 3), some of the lifted points, their normals and how they move when their depth
     grows by one, with `seen_features` (l c) there, `seen_depth` (l), what their depths lack,
     `seen_truth` (l 3), their true normals, and `seen_known` (l), 0 where there is no truth; and
-    `grid`, for some samples (else None): `values` (r r r), the field on a grid, `index` (q), the flat indices of the grid points
-    near the surface, and `features` (q c), `base` (q 3) and `thickened` (q) there.
+    `grid`, for some samples (else None): `values` (r r r), the field on a grid, `index` (q), the
+    flat indices of the grid points near the surface, and `features` (q c), `base` (q 3) and
+    `thickened` (q) there.
 
     As in the Reconstructor, the field has thin sheets thickened for the sake of a grid; features
     show that, and grids. `distance` is without it, as meshes are in the end: what is learned must

@@ -178,13 +178,13 @@ class RefinerDecoderSystem(lightning.LightningModule):
         # Truncated fields are flat far away; only where the truth is not do gradients count.
         steep = (target[:, : shifted.shape[1]].abs() < 0.6 * truncation).float()
         along, seen_normal = batch["seen_along"], batch["seen_normal"]
-        corrected = self.refiner.correct_points(
+        moved, turned = self.refiner.correct_points(
             volumes, batch["seen_position"], batch["seen_features"], seen_normal, along
         )
-        as_seen = torch.zeros_like(batch["seen_depth"]), seen_normal
-        truth = batch["seen_depth"], batch["seen_truth"], along, batch["seen_known"], truncation
-        point, normal = point_losses(*corrected, *truth)
-        classical_point, classical_normal = point_losses(*as_seen, *truth)
+        truth = {"depth": batch["seen_depth"], "truth": batch["seen_truth"], "along": along}
+        truth |= {"known": batch["seen_known"], "truncation": truncation}
+        point, normal = point_losses(moved, turned, **truth)
+        classical_point, classical_normal = point_losses(0.0 * moved, seen_normal, **truth)
         figures = {
             "point": point,
             "normal": normal,

@@ -263,10 +263,10 @@ def test_validation_looks_at_the_images_of_the_grids_that_it_is_given(shards: Pa
     system.configure_model()
     logged: dict[str, tuple[float, int]] = {}
 
-    def log(name: str, value: torch.Tensor, *, batch_size: int, sync_dist: bool) -> None:
-        logged[name] = float(value), batch_size
+    def log(name: str, value: torch.Tensor, **options: Any) -> None:
+        logged[name] = float(value), options["batch_size"]
 
-    system.log = log
+    system.log = log  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         system.validation_step(collate([rendered, plain]), 0)
         error, count = logged["val/loss/rendered_depth"]

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def small_refiner(trained: bool) -> Refiner:
     torch.manual_seed(0)
     refiner = Refiner(width=4, hidden=16, side=16)
     if trained:  # as good as: the heads' last layers hold something
-        for head in (refiner.point_head, refiner.distance_head, refiner.colour_head):
+        heads: Any = refiner.point_head, refiner.distance_head, refiner.colour_head
+        for head in heads:
             torch.nn.init.normal_(head[-1].weight, std=0.5)
     return refiner.eval()
 
@@ -98,7 +100,7 @@ def test_points_that_are_corrected_give_the_field_of_the_true_images():
     missing = (true.depth - noisy.observation.depth)[hit]
 
     class Knowing(Refiner):
-        def correct_points(self, volumes, points, evidence, normals, along):  # noqa: D102
+        def correct_points(self, volumes, points, evidence, normals, along):
             assert torch.allclose(evidence[..., 0], torch.ones(()), atol=0.2)
             return torch.from_numpy(missing).float()[None], torch.from_numpy(true.normal)[None]
 
