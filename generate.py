@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     sizes = ("format", "grid", "faces", "texture_px", "texture_format", "refine_steps")
     written = ExportOptions(**{key: config[key] for key in sizes})
     outputs = check_outputs(out, range(config.seed, config.seed + config.num), written)
-    options = {"views": config.views, "options": written}
+    options = {"views": config.views, "options": written, "device": config.device}
     if asked:
         if config.checkpoint is None:
             raise UserError(
@@ -47,9 +47,7 @@ def main(config: DictConfig) -> None:
         for key in ("image", "mesh"):
             options[key] = None if config[key] is None else Path(str(config[key]))
         prompt = "" if config.prompt is None else str(config.prompt)
-        generate_from_prompt(
-            prompt, outputs, Path(config.checkpoint), device=config.device, **options
-        )
+        generate_from_prompt(prompt, outputs, Path(config.checkpoint), **options)
         return
     if config.num != 1 or config.shards is None:
         raise UserError("sample=UID needs shards=DIR, and gives one result (num=1)")

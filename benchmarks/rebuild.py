@@ -148,11 +148,13 @@ def main() -> None:
         for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
             name = set_name(shards)
             wanted = [m for m in (FLOOR, *methods) if (name, uid, m) not in rows]
-            rebuilt = {
-                method: _in_child(_rebuild, shard_set, i, method, arguments)
-                for method in wanted
-                if method != FLOOR
-            }
+            own = [method for method in wanted if method != FLOOR]
+            seen = _in_child(_inputs, shard_set, i, arguments) if own else {}
+            if "failed" in seen:
+                raise SystemExit(
+                    f"there are no images of {uid} to rebuild: what went wrong is above"
+                )
+            rebuilt = {m: _in_child(_rebuild, seen, m, arguments.pipeline) for m in own}
             meshes = arguments.meshes and arguments.meshes / name
             scored = _in_child(_score, shard_set, i, originals[uid], wanted, rebuilt, meshes)
             if isinstance(scored.get("failed"), str):
@@ -202,14 +204,9 @@ def print_table(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str])
         print(f"| {method} | {' | '.join(cells)} | {failed} |")
 
 
-def _rebuild(
-    shard_set: ShardSet, i: int, method: str, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Return a method's surface of a sample, and what it took; or why it failed."""
-    members = shard_set.read(i)
-    cameras = layout_cameras(json.loads(members["meta.json"]))
-    inputs = _inputs(decode_sample(members), cameras, i, arguments)
-    rebuild = _rebuilder(method, *inputs, arguments.pipeline)
+def _rebuild(seen: dict[str, Any], method: str, pipeline: Path | None) -> dict[str, Any]:
+    """Return a method's surface of what `_inputs` gave, and what it took; or why it failed."""
+    rebuild = _rebuilder(method, seen["images"], seen["hit"], seen["cameras"], pipeline)
     reset_peak()
     before, start = memory_mb("VmRSS"), time.process_time()
     try:
@@ -308,30 +305,30 @@ class _Reference(MeshSurface):
         return samples.points[~seen]
 
 
-def _inputs(
-    sample: dict[str, Any], cameras: Sequence[Camera], i: int, arguments: argparse.Namespace
-) -> tuple[torch.Tensor, torch.Tensor | None, Sequence[Camera]]:
-    """Return the images that all methods read, their foreground where it is known, the cameras."""
-    images, hit = sample["images"], sample["hit"]
-    if arguments.inputs == "true":
-        return images, hit, cameras
+def _inputs(shard_set: ShardSet, i: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what all methods read: `images`, `hit` where the foreground is known, `cameras`."""
+    members = shard_set.read(i)
+    sample = decode_sample(members)
+    cameras: Sequence[Camera] = layout_cameras(json.loads(members["meta.json"]))
+    images, hit = sample["images"].numpy(), sample["hit"].numpy()
     if arguments.inputs == "decoded":
         autoencoder = load_autoencoder(arguments.autoencoder)
-        return decode_packed(autoencoder, encode_packed(autoencoder, images, 1), 1), None, cameras
-    if arguments.inputs == "sampled":
+        latents = encode_packed(autoencoder, sample["images"], 1)
+        images, hit = decode_packed(autoencoder, latents, 1).numpy(), None
+    elif arguments.inputs == "sampled":
         trip = DiffusionRoundTrip(arguments.diffusion, torch.device("cpu"))
-        made, seen_by = trip(sample, arguments.strength)
-        return made, None, seen_by
-    spoilt = SPOILT[arguments.inputs]
-    rng = np.random.default_rng(i)
-    found, mask, kept = corrupt(images.numpy(), hit.numpy(), cameras, spoilt, rng)
-    return torch.from_numpy(found), torch.from_numpy(mask), kept
+        made, cameras = trip(sample, arguments.strength)
+        images, hit = made.numpy(), None
+    elif arguments.inputs != "true":
+        rng = np.random.default_rng(i)
+        images, hit, cameras = corrupt(images, hit, cameras, SPOILT[arguments.inputs], rng)
+    return {"images": images, "hit": hit, "cameras": cameras}
 
 
 def _rebuilder(
     method: str,
-    images: torch.Tensor,
-    hit: torch.Tensor | None,
+    images: NDArray[np.float32],
+    hit: NDArray[np.bool_] | None,
     cameras: Sequence[Camera],
     pipeline: Path | None,
 ) -> Callable[[], Mesh]:
@@ -344,11 +341,12 @@ def _rebuilder(
             assert pipeline is not None
             reconstruct = Reconstructor.from_pretrained(pipeline)
         steps = FIT_STEPS * (name == "fitted")
-        return lambda: reconstruct(images, cameras, hit, grid=int(size), refine_steps=steps)
-    values, mask = images.numpy().astype(np.float64), None if hit is None else hit.numpy()
+        shown = torch.from_numpy(images).float(), None if hit is None else torch.from_numpy(hit)
+        return lambda: reconstruct(shown[0], cameras, shown[1], grid=int(size), refine_steps=steps)
+    values = images.astype(np.float64)
 
     def peer() -> Mesh:
-        observation = lift(values, cameras, mask)
+        observation = lift(values, cameras, hit)
         if name == "tsdf":
             return tsdf(observation, int(size))
         return poisson(observation, int(size), TRIM if trimmed else 0.0)

@@ -1,22 +1,29 @@
 """Seconds and memory of every stage from 2.5D images to a textured mesh, on several grids.
 
     python benchmarks/reconstruction_stages.py shards/128 --count 4 --grids 64 96 128 192 256
+    python benchmarks/reconstruction_stages.py shards/128 --grids 128 --device cuda --threads 16
 
-The classical method on true images, one thread, a process for each sample and grid. Prints the
-median over the samples of CPU seconds, and the greatest memory that the process held during a stage
-beyond what it held before the first: one row each for grid and stage.
+The classical method on true images. Of every sample and grid a process of its own takes the stages
+one by one (on CUDA all in this process, after one reconstruction that is not counted), then the
+same process times `Reconstructor` as a whole, twice: rows `whole`, of which the second counts.
+Prints the median and the largest over the samples of wall seconds and of CPU seconds, and the
+greatest memory that the process held during a stage beyond what it held before the first: one row
+each for grid and stage. Stages are one after the other; as a whole, the process that unwraps starts
+while the surface is sought.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "--threads" not in sys.argv:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
@@ -27,8 +34,8 @@ from data_pipeline.loading.samples import decode_sample
 from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.atlas import unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
+from modules.geometry.decimation import decimate
 from modules.geometry.isosurface import (
-    decimate,
     drop_small_components,
     extract_isosurface,
     least_thickness,
@@ -37,41 +44,43 @@ from modules.geometry.isosurface import (
 from modules.geometry.lift import lift
 from modules.geometry.mesh import smooth_normals
 from modules.geometry.texture import BakeSettings, bake
-from modules.pipelines.reconstruction import shows_edges
-from modules.reporting.environment import describe_environment
+from modules.pipelines.reconstruction import Reconstructor, shows_edges
 
 Result = TypeVar("Result")
+Row = tuple[float, float, float]
+"""Wall seconds, CPU seconds, megabytes."""
 
 
 class Stages:
-    """CPU seconds and peak memory by stage."""
+    """Seconds and peak memory by stage."""
 
     def __init__(self) -> None:
         self.before = memory_mb("VmRSS")
-        self.rows: dict[str, tuple[float, float]] = {}
+        self.rows: dict[str, Row] = {}
 
     def run(self, name: str, work: Callable[[], Result]) -> Result:
         """Return what the work returns, and note what it took, with the processes it started."""
         reset_peak()
-        start = sum(os.times()[:4])
+        start, wall = sum(os.times()[:4]), time.perf_counter()
         result = work()
-        self.rows[name] = sum(os.times()[:4]) - start, memory_mb("VmHWM") - self.before
+        wall = time.perf_counter() - wall
+        self.rows[name] = wall, sum(os.times()[:4]) - start, memory_mb("VmHWM") - self.before
         return result
 
 
 def rebuild(
-    sample: dict[str, Any], cameras: list[Any], grid: int, num_faces: int, texture_px: int
-) -> dict[str, tuple[float, float]]:
-    """Return what each stage took: the same calls as `Reconstructor` makes.
+    sample: dict[str, Any], cameras: list[Any], arguments: argparse.Namespace, grid: int
+) -> dict[str, Row]:
+    """Return what each stage took, by the same calls as `Reconstructor` makes, and all of it.
 
     Args:
         sample: decoded.
         cameras: of its views.
+        arguments: of the command line.
         grid: cells along a side.
-        num_faces: face budget.
-        texture_px: side of the texture.
     """
-    stages = Stages()
+    torch.set_num_threads(arguments.threads)
+    stages, num_faces, texture_px = Stages(), arguments.faces, arguments.texture_px
     images, hit = sample["images"].numpy().astype(np.float64), sample["hit"].numpy()
     observation = stages.run("lift", lambda: lift(images, cameras, hit))
     settings = ClassicalSettings(thickness=least_thickness(grid))
@@ -86,12 +95,15 @@ def rebuild(
         ),
     )
 
-    def simplify() -> tuple[Any, Any]:
+    def thin() -> tuple[Any, Any]:
         kept, kept_faces = drop_small_components(vertices, faces, 0.01)
-        kept = field.thinned(kept)
-        kept, kept_faces = decimate(kept, kept_faces, num_faces)
+        return field.thinned(kept), kept_faces
+
+    def simplify() -> tuple[Any, Any]:
+        kept, kept_faces = decimate(thinned, dense, num_faces)
         return round_apart(kept, kept_faces), kept_faces
 
+    thinned, dense = stages.run("thin", thin)
     vertices, faces = stages.run("decimate", simplify)
     atlas = stages.run("unwrap", lambda: unwrap(vertices, faces, texture_px))
     normals = smooth_normals(vertices, faces)[atlas.source]
@@ -105,10 +117,18 @@ def rebuild(
             field.noise,
             field.colour,
             BakeSettings(resolution_px=texture_px),
+            arguments.device,
         ),
     )
-    total = sum(seconds for seconds, _ in stages.rows.values())
-    return stages.rows | {"all": (total, max(peak for _, peak in stages.rows.values()))}
+    reconstruct = Reconstructor.classical(num_faces=num_faces, device=arguments.device)
+    for _ in range(2):
+        stages.run(
+            "whole",
+            lambda: reconstruct(
+                sample["images"], cameras, sample["hit"], grid=grid, texture_px=texture_px
+            ),
+        )
+    return stages.rows
 
 
 def main() -> None:
@@ -121,31 +141,46 @@ def main() -> None:
     parser.add_argument("--grids", type=int, nargs="+", default=[64, 96, 128, 192, 256])
     parser.add_argument("--faces", type=int, default=10_000)
     parser.add_argument("--texture-px", type=int, default=1024)
+    parser.add_argument("--device", default="cpu", help="where the baking runs: cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     shard_set = ShardSet(arguments.shards, "samples")
     chosen = np.linspace(0, len(shard_set) - 1, min(arguments.count, len(shard_set))).astype(int)
-    print(", ".join(f"{name} {value}" for name, value in describe_environment().items()))
+    accelerator = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "none"
+    print(
+        f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPUs, {arguments.threads} "
+        f"threads, baking on {arguments.device}, accelerator: {accelerator}"
+    )
     print(", ".join(shard_set.uids[i] for i in chosen), f"; began at {time.ctime()}\n")
-    print("| grid | stage | CPU s, median | largest | peak MB, median | largest |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| grid | stage | wall s, median | largest | CPU s, median | largest | peak MB | largest |"
+    )
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    warm = accelerator == "none"
     for grid in arguments.grids:
-        found: list[dict[str, tuple[float, float]]] = []
+        found: list[dict[str, Row]] = []
         for i in chosen.tolist():
             members = shard_set.read(i)
             work = (
                 decode_sample(members),
                 layout_cameras(json.loads(members["meta.json"])),
+                arguments,
                 grid,
-                arguments.faces,
-                arguments.texture_px,
             )
-            with multiprocessing.get_context("fork").Pool(1) as pool:
-                found.append(pool.apply(rebuild, work))
+            if accelerator == "none":
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    found.append(pool.apply(rebuild, work))
+                continue
+            if not warm:  # kernels are compiled and loaded once
+                rebuild(*work)
+                warm = True
+            found.append(rebuild(*work))
         for stage in found[0]:
-            seconds, peak = np.array([rows[stage] for rows in found]).T
+            wall, seconds, peak = np.array([rows[stage] for rows in found]).T
             print(
-                f"| {grid} | {stage} | {np.median(seconds):.2f} | {seconds.max():.2f} "
+                f"| {grid} | {stage} | {np.median(wall):.2f} | {wall.max():.2f} "
+                f"| {np.median(seconds):.2f} | {seconds.max():.2f} "
                 f"| {np.median(peak):.0f} | {peak.max():.0f} |",
                 flush=True,
             )

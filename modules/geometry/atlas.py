@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,45 @@ class Atlas:
         return float(np.abs(ux * vy - uy * vx).sum() / 2.0)
 
 
+class AtlasWorker(AbstractContextManager["AtlasWorker"]):
+    """The child process that unwraps one mesh: started early, it is ready when the mesh is."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, mesh: bytes, timeout_s: float) -> bytes:
+        """Return what the process makes of a mesh; see `atlas_worker`.
+
+        Raises:
+            RuntimeError: it failed or took too long.
+        """
+        try:
+            made, told = self._process.communicate(mesh, timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"nothing after {timeout_s:g} s") from error
+        if self._process.returncode:
+            lines = told.decode(errors="replace").strip().splitlines()
+            raise RuntimeError(lines[-1] if lines else f"exit code {self._process.returncode}")
+        return made
+
+
 def unwrap(
     vertices: Float[ndarray, "n 3"],
     faces: Int[ndarray, "f 3"],
     resolution_px: int,
     padding_px: int | None = None,
     timeout_s: float | None = None,
+    worker: AtlasWorker | None = None,
 ) -> Atlas:
     """Return a UV atlas. Where xatlas fails or takes too long, warn and lay faces out on a grid.
 
@@ -63,6 +97,7 @@ def unwrap(
             the texture. By default a texel at the mip level of MIP_PX: more in larger textures.
         timeout_s: xatlas is killed after so long: on some meshes it does not end. By default two
             minutes, and two milliseconds for each face where that is more.
+        worker: a fresh one that is to do it; the caller ends it. None starts one.
     """
     if timeout_s is None:
         timeout_s = max(120.0, 0.002 * len(faces))
@@ -75,19 +110,11 @@ def unwrap(
         padding_px=max(2, resolution_px // MIP_PX) if padding_px is None else padding_px,
     )
     try:
-        result = subprocess.run(
-            [sys.executable, "-P", str(_WORKER)],
-            input=packed.getvalue(),
-            capture_output=True,
-            timeout=timeout_s,
-            check=True,
-        )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        reason = told[-1] if told else f"nothing after {timeout_s:g} s"
+        with AtlasWorker() if worker is None else nullcontext(worker) as process:
+            made = np.load(io.BytesIO(process.run(packed.getvalue(), timeout_s)))
+    except RuntimeError as reason:
         warnings.warn(f"xatlas gave no atlas ({reason}): a grid atlas is used", stacklevel=2)
         return grid_atlas(faces, resolution_px)
-    made = np.load(io.BytesIO(result.stdout))
     atlas = Atlas(
         source=made["source"].astype(np.int64),
         faces=made["faces"].astype(np.int64),

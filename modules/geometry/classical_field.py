@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from modules.geometry.colour_field import ColourField
 from modules.geometry.lift import Observation
-from modules.geometry.neighbours import query
+from modules.geometry.neighbours import in_chunks, query
 from modules.geometry.point_fusion import FusedPoints, fuse
 from modules.geometry.point_smoothing import smooth_points
 from modules.geometry.unseen_space import find_empty_space
@@ -135,6 +135,10 @@ class ClassicalField:
 
     def sample(self, points: Float[ndarray, "p 3"]) -> FieldSample:
         """Return the field at world points."""
+        return FieldSample(*in_chunks(self._sample, points))
+
+    def _sample(self, points: Float[ndarray, "p 3"]) -> tuple[ndarray, ...]:
+        """Return the arrays of a `FieldSample`."""
         settings, spacing = self.settings, self._spacing
         free = self.free_space(points)
         truncation = settings.truncation
@@ -158,12 +162,7 @@ class ClassicalField:
             margin = trust * (settings.margin * spacing + sheet)
             value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
             thickened[near] = sheet
-        return FieldSample(
-            distance=np.clip(value, -truncation, truncation),
-            free=free,
-            thickened=thickened,
-            outwards=outwards,
-        )
+        return np.clip(value, -truncation, truncation), free, thickened, outwards
 
     def thinned(self, vertices: Float[ndarray, "v 3"]) -> Float[ndarray, "v 3"]:
         """Return a mesh's vertices moved back in where a sheet was thickened for the grid's sake.

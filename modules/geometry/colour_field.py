@@ -6,7 +6,7 @@ from numpy import ndarray
 from scipy.spatial import cKDTree
 
 from modules.geometry.lift import Observation
-from modules.geometry.neighbours import query
+from modules.geometry.neighbours import in_chunks, query
 
 
 class ColourField:
@@ -35,6 +35,13 @@ class ColourField:
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] of the nearest lifted points that face like `normals`, if given."""
+        given = (points,) if normals is None else (points, normals)
+        return in_chunks(self._colours, *given)[0]
+
+    def _colours(
+        self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
+    ) -> tuple[Float[ndarray, "p 3"]]:
+        """Return what a call does."""
         distance, index = query(self._tree, points, k=self._ranks)
         squared = distance**2
         if normals is not None:
@@ -44,4 +51,4 @@ class ColourField:
         scale = 2.0 * (self._bandwidth * self._spacing) ** 2
         weight = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / scale)
         weight /= weight.sum(axis=1, keepdims=True)
-        return np.einsum("pk,pkc->pc", weight, self._observation.colour[index])
+        return (np.einsum("pk,pkc->pc", weight, self._observation.colour[index]),)

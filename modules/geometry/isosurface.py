@@ -1,18 +1,18 @@
 """The zero set of a signed distance as a watertight, manifold triangle mesh.
 
-Marching cubes is manifold on a well-composed grid without zeros, libigl's edge collapse keeps a
-manifold mesh one, and vertices stay apart when they are rounded to what files hold.
+Marching cubes is manifold on a well-composed grid without zeros, `decimation` keeps a manifold mesh
+one, and vertices stay apart when they are rounded to what files hold.
 """
 
 from collections.abc import Callable
 
-import igl
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from modules.geometry.decimation import compact
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
 from modules.geometry.sharp_features import add_features
@@ -30,7 +30,7 @@ COARSEST = 24
 SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
 """From a cell to the one behind each of its faces, in the order of `SQUARES`."""
 
-CHUNK = 65536
+CHUNK = 262_144
 """Points that are evaluated at a time."""
 
 
@@ -194,20 +194,7 @@ def drop_small_components(
     area = np.bincount(face_label, np.linalg.norm(cross, axis=1) / 2.0)
     volume = np.bincount(face_label, (corners[:, 0] * cross).sum(axis=1) / 6.0)
     kept = ((area >= share * area.max()) & (volume > 0))[face_label]
-    return _compact(vertices, faces[kept])
-
-
-def decimate(
-    vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"], num_faces: int
-) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
-    """Return the mesh simplified by quadric error to `num_faces`, if it has more.
-
-    A manifold mesh stays one: no edge collapses whose ends have more than two common neighbours.
-    """
-    if len(faces) <= num_faces:
-        return vertices, faces
-    vertices, faces, _, _ = igl.qslim(vertices, faces, num_faces)
-    return _compact(vertices, faces.astype(np.int64))
+    return compact(vertices, faces[kept])
 
 
 def round_apart(
@@ -232,11 +219,3 @@ def round_apart(
         away = rounded[moved] + shift * rank[moved, None] * inwards[moved]
         rounded[moved] = away.astype(np.float32)
     raise ValueError("vertices could not be told apart: the mesh has shrunk to a point")
-
-
-def _compact(
-    vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"]
-) -> tuple[Float[ndarray, "u 3"], Int[ndarray, "g 3"]]:
-    """Return the mesh without vertices that no face uses."""
-    used, index = np.unique(faces, return_inverse=True)
-    return vertices[used], index.reshape(-1, 3)

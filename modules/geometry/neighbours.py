@@ -1,13 +1,49 @@
-"""Nearest points, sought on as many threads as torch may use."""
+"""Nearest points, and all else asked of many points: on as many threads as torch may use."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
+CHUNK = 16_384
+"""Points to a thread at a time: what NumPy makes of so many stays in a core's cache."""
+
+_of_pool = threading.local()
+
 
 def query(tree: cKDTree, points: Float[ndarray, "p d"], **options: Any) -> tuple[ndarray, ndarray]:
     """Return distances and indices of neighbours; `options` are those of the tree's own query."""
-    return tree.query(points, workers=torch.get_num_threads(), **options)
+    alone = getattr(_of_pool, "member", False)
+    return tree.query(points, workers=1 if alone else torch.get_num_threads(), **options)
+
+
+def in_chunks(
+    function: Callable[..., tuple[ndarray, ...]], *arrays: Float[ndarray, "p ..."]
+) -> tuple[ndarray, ...]:
+    """Return what a function makes of arrays, asked for some of their rows at a time.
+
+    Args:
+        function: takes as many rows of each array and returns arrays with a row for each; it must
+            be safe to call from several threads.
+        arrays: as many rows each.
+    """
+    count = len(arrays[0])
+    chunks = [[each[i : i + CHUNK] for each in arrays] for i in range(0, max(count, 1), CHUNK)]
+    threads = min(torch.get_num_threads(), len(chunks))
+    if threads == 1 or getattr(_of_pool, "member", False):
+        results = [function(*chunk) for chunk in chunks]
+    else:
+        with ThreadPoolExecutor(threads, initializer=_join_pool) as pool:
+            results = list(pool.map(lambda chunk: function(*chunk), chunks))
+    return tuple(np.concatenate(each) for each in zip(*results, strict=True))
+
+
+def _join_pool() -> None:
+    """Mark a thread as one of several: what it calls takes no more."""
+    _of_pool.member = True

@@ -1,21 +1,41 @@
 """Baking: every view's pixels are carried to the texels that it sees, blended by angle."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from scipy import ndimage
+from torch import Tensor
 
-from data_pipeline.contract import Camera, linear_to_srgb, srgb_to_linear
+from data_pipeline.contract import Camera, UserError, linear_to_srgb, srgb_to_linear
 from modules.geometry.atlas import Atlas
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
-from modules.geometry.rasterize import RayScene
+from modules.geometry.rasterizer import Rasterizer, half_width, rasterizer_for
+from modules.geometry.rasterizer_embree import EmbreeRasterizer
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
 """Maps world points and unit normals, `(p, 3)` each, to sRGB colours `(p, 3)` in [0, 1]."""
+
+TEXTURE_PLANE = Camera(
+    name="texture",
+    camera_to_world=[[1, 0, 0, 0.5], [0, 1, 0, 0.5], [0, 0, 1, 1], [0, 0, 0, 1]],
+    ortho_scale=1.0,
+)
+"""Sees a mesh that lies in its texture, at (u, v, 0), as the texture's texels."""
+
+SRGB_LEVELS = np.rint(255.0 * linear_to_srgb(np.linspace(0.0, 1.0, 2**16))).astype(np.uint8)
+"""sRGB of 8 bits by linear light, in steps so fine that at most the rounding of a level differs."""
+
+LEAST_COSINE = 0.05
+"""Of the angle at which a view looks at a texel: at a greater slant it does not count."""
+
+SHADOW_PX = 2
+"""Pixels of a mesh's depth image to one of a view's: it tells what the view sees of the mesh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +48,8 @@ class BakeSettings:
         depth_tolerance: a texel is the surface that a pixel saw if their depths differ by less
             than so many pixel spacings (seen head-on; more at a slant).
         edge_weight: how much pixels beside a step in depth count: they blend two surfaces.
-        fallback_weight: how much the colour field counts beside the views.
+        fallback_weight: how much the colour field counts where no view does.
+        enough_weight: views that together count so much need no colour field; below, it fades in.
     """
 
     resolution_px: int = 512
@@ -36,6 +57,7 @@ class BakeSettings:
     depth_tolerance: float = 2.0
     edge_weight: float = 0.02
     fallback_weight: float = 1e-3
+    enough_weight: float = 0.1
 
 
 def bake(
@@ -46,6 +68,7 @@ def bake(
     noise: float,
     colour_field: ColourFunction,
     settings: BakeSettings,
+    device: torch.device | str = "cpu",
 ) -> UInt8[ndarray, "th tw 3"]:
     """Return the texture of a mesh: sRGB, row 0 on top, filled to the last texel.
 
@@ -57,89 +80,169 @@ def bake(
         noise: how far the views' depths may be off, world units.
         colour_field: gives colours where no view sees the surface.
         settings: how views are blended.
+        device: where texels are computed; on CUDA by nvdiffrast if that is installed.
     """
-    covered, position, normal = _texels(vertices, atlas, normals, settings.resolution_px)
-    scene = RayScene(vertices, atlas.faces)
-    total = np.full((len(position), 1), settings.fallback_weight)
-    linear = srgb_to_linear(colour_field(position, normal)) * settings.fallback_weight
-    for view, camera in enumerate(observation.cameras):
-        weight, colour = _from_view(
-            scene, camera, observation, view, position, normal, noise, settings
-        )
-        total += weight[:, None]
-        linear += weight[:, None] * colour
-    texture = np.zeros((*covered.shape, 3))
-    texture[covered] = linear_to_srgb(linear / total)
+    baking = _Baking(vertices, atlas, normals, settings.resolution_px, torch.device(device))
+    total = torch.zeros_like(baking.position[:, 0])
+    linear = torch.zeros_like(baking.position)
+    for view in range(len(observation.cameras)):
+        baking.add_view(observation, view, noise, settings, total, linear)
+    lacking = (total < settings.enough_weight).nonzero().flatten()
+    if len(lacking):
+        asked = (each[lacking].cpu().double().numpy() for each in (baking.position, baking.normal))
+        colour = torch.from_numpy(srgb_to_linear(colour_field(*asked))).to(linear)
+        weight = settings.fallback_weight * (1.0 - total[lacking] / settings.enough_weight)
+        total[lacking] += weight
+        linear[lacking] += weight[:, None] * colour
+    level = (linear / total[:, None]).clamp(0.0, 1.0) * (len(SRGB_LEVELS) - 1)
+    colour = torch.from_numpy(SRGB_LEVELS).to(level.device)[level.round().long()]
+    covered = baking.covered.cpu().numpy()
+    texel = np.zeros(covered.shape, dtype=np.int64)
+    texel[covered] = np.arange(len(colour))
     # Texels outside the charts repeat the nearest covered one, so filtering blends no background.
-    row, column = nearest_pixel(covered)
-    return np.rint(np.clip(texture[row, column], 0.0, 1.0) * 255.0).astype(np.uint8)
+    return colour.cpu().numpy()[texel[nearest_pixel(covered)]]
 
 
-def _texels(
-    vertices: Float[ndarray, "n 3"],
-    atlas: Atlas,
-    normals: Float[ndarray, "n 3"],
-    resolution_px: int,
-) -> tuple[Bool[ndarray, "th tw"], Float[ndarray, "p 3"], Float[ndarray, "p 3"]]:
-    """Return which texel centres lie on the mesh, and their world positions and normals."""
-    flat = np.concatenate([atlas.uv, np.zeros((len(atlas.uv), 1))], axis=1)
-    centre = (np.arange(resolution_px) + 0.5) / resolution_px
-    u, v = np.meshgrid(centre, 1.0 - centre)
-    origins = np.stack([u.ravel(), v.ravel(), np.ones(u.size)], axis=1)
-    down = np.broadcast_to(np.array([0.0, 0.0, -1.0]), origins.shape)
-    face, barycentric = RayScene(flat, atlas.faces).first_hit(origins, down)
-    covered = face >= 0
-    corners = atlas.faces[face[covered]]
-    position = np.einsum("pk,pkc->pc", barycentric[covered], vertices[corners])
-    normal = np.einsum("pk,pkc->pc", barycentric[covered], normals[corners])
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-    return covered.reshape(u.shape), position, normal
+class _Baking:
+    """The texels that lie on a mesh, and what the views' images show there.
+
+    Args:
+        vertices: positions, world.
+        atlas: faces and texture coordinates.
+        normals: unit normals of the vertices.
+        resolution_px: side of the texture.
+        device: of all tensors.
+    """
+
+    def __init__(
+        self,
+        vertices: Float[ndarray, "n 3"],
+        atlas: Atlas,
+        normals: Float[ndarray, "n 3"],
+        resolution_px: int,
+        device: torch.device,
+    ) -> None:
+        self._rasterizer = _rasterizer(device)
+        flat = np.concatenate([atlas.uv, np.zeros((len(atlas.uv), 1))], axis=1)
+        flat, self._vertices, corner_normals = (
+            torch.from_numpy(np.asarray(each, dtype=np.float32)).to(device)
+            for each in (flat, vertices, normals)
+        )
+        self._faces = torch.from_numpy(atlas.faces.astype(np.int32)).to(device)
+        seen = self._rasterizer.rasterize(flat, self._faces, (TEXTURE_PLANE,), resolution_px)
+        attributes = torch.cat([self._vertices, corner_normals], dim=1)
+        texels = self._rasterizer.interpolate(attributes, self._faces, seen)[0]
+        self.covered: Bool[Tensor, "th tw"] = seen.hit[0]
+        """Which texel centres lie on the mesh."""
+        self.position, normal = texels[self.covered].split(3, dim=1)
+        self.normal = torch.nn.functional.normalize(normal, dim=1)
+
+    def add_view(
+        self,
+        observation: Observation,
+        view: int,
+        noise: float,
+        settings: BakeSettings,
+        total: Float[Tensor, " p"],
+        linear: Float[Tensor, "p 3"],
+    ) -> None:
+        """Add how much one view counts for each texel, and its linear colour times that.
+
+        Args:
+            observation: the views.
+            view: which.
+            noise: how far the views' depths may be off, world units.
+            settings: how views are blended.
+            total: grows by the weights.
+            linear: grows by the weighted colours.
+        """
+        camera, spacing = observation.cameras[view], observation.spacing
+        side = observation.depth.shape[-1]
+        towards = self._towards(camera)
+        cosine = (self.normal * towards).sum(dim=1)
+        facing = (cosine > LEAST_COSINE).nonzero().flatten()
+        normal, toward = self.normal[facing], towards.expand_as(self.normal)[facing]
+        start = self.position[facing] + 0.5 * spacing * (normal + toward)
+        facing = facing[~self._hidden(start, camera, SHADOW_PX * side)]
+        position, cosine = self.position[facing], cosine[facing]
+        x, y, depth = _project(position, camera)
+        tolerance = settings.depth_tolerance * (spacing / cosine.clamp_min(0.2) + noise)
+        # Beyond the image lies one pixel before its first and two after its last: nothing is seen.
+        x, y = ((each * side - 0.5).clamp(-1.0, float(side)) for each in (x, y))
+        column, row = x.floor(), y.floor()
+        fx, fy = x - column, y - row
+        first = (row.long() + 1) * (side + 3) + column.long() + 1
+        pixels = torch.from_numpy(_pixels(observation, view, noise, settings)).to(position)
+        found = torch.zeros_like(position[:, :1]).expand(-1, 4).clone()
+        for step, share in (
+            (0, (1 - fx) * (1 - fy)),
+            (1, fx * (1 - fy)),
+            (side + 3, (1 - fx) * fy),
+            (side + 4, fx * fy),
+        ):
+            taken = pixels[first + step]
+            same = (taken[:, 4] - depth).abs() < tolerance
+            found += (share * same)[:, None] * taken[:, :4]
+        found *= (cosine**settings.angle_power)[:, None]
+        total.index_add_(0, facing, found[:, 3])
+        linear.index_add_(0, facing, found[:, :3])
+
+    def _towards(self, camera: Camera) -> Float[Tensor, "#p 3"]:
+        """Return the unit vectors from the texels to a camera: one where all are the same."""
+        matrix = torch.tensor(camera.camera_to_world).to(self.position)
+        if camera.projection == "orthographic":
+            return matrix[None, :3, 2]
+        return torch.nn.functional.normalize(matrix[:3, 3] - self.position, dim=1)
+
+    def _hidden(
+        self, points: Float[Tensor, "p 3"], camera: Camera, resolution_px: int
+    ) -> Bool[Tensor, " p"]:
+        """Return before which points a depth image of the mesh shows something."""
+        seen = self._rasterizer.rasterize(self._vertices, self._faces, (camera,), resolution_px)
+        depth = _project(self._vertices, camera)[2]
+        image = self._rasterizer.interpolate(depth[:, None], self._faces, seen)[0, ..., 0]
+        image = torch.where(seen.hit[0], image, torch.inf)
+        x, y, depth = _project(points, camera)
+        column, row = ((each * resolution_px).long().clamp(0, resolution_px - 1) for each in (x, y))
+        return image[row, column] < depth
 
 
-def _from_view(
-    scene: RayScene,
-    camera: Camera,
-    observation: Observation,
-    view: int,
-    position: Float[ndarray, "p 3"],
-    normal: Float[ndarray, "p 3"],
-    noise: float,
-    settings: BakeSettings,
-) -> tuple[Float[ndarray, " p"], Float[ndarray, "p 3"]]:
-    """Return how much one view counts for each texel, and the linear colour that it saw there."""
-    depth, image = observation.depth[view], srgb_to_linear(observation.rgb[view])
-    spacing = observation.spacing
+def _project(
+    points: Float[Tensor, "p 3"], camera: Camera
+) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, " p"]]:
+    """Return where points are in an image whose sides are 1, and their depths: x, y and depth."""
+    right, up, back, eye = torch.tensor(camera.camera_to_world)[:3].T.to(points)
+    x, y, behind = (((points - eye) * axis).sum(dim=1) for axis in (right, up, back))
+    span = 2.0 * half_width(camera) * (1.0 if camera.projection == "orthographic" else -behind)
+    return x / span + 0.5, 0.5 - y / span, -behind
+
+
+def _pixels(
+    observation: Observation, view: int, noise: float, settings: BakeSettings
+) -> Float[ndarray, "k 5"]:
+    """Return linear colour, each times how far it is trusted; that trust; and depth.
+
+    Of one pixel before the image's first, its own and two after its last, row by row.
+    """
+    depth, hit = observation.depth[view], observation.hit[view]
     far = np.where(np.isfinite(depth), depth, 1e6)  # the background is one more step in depth
     step = ndimage.maximum_filter(far, 3) - ndimage.minimum_filter(far, 3)
-    edge = step > 6.0 * spacing + 2.0 * noise
-    trust = np.where(edge, settings.edge_weight, 1.0) * observation.hit[view]
-    if camera.projection == "orthographic":
-        toward = np.broadcast_to(camera.matrix[:3, 2], position.shape)
-    else:
-        toward = camera.matrix[:3, 3] - position
-        toward = toward / np.linalg.norm(toward, axis=1, keepdims=True)
-    cosine = (normal * toward).sum(axis=1)
-    weight, linear = np.zeros(len(position)), np.zeros((len(position), 3))
-    facing = np.flatnonzero(cosine > 0.05)
-    start = position[facing] + 0.5 * spacing * (normal[facing] + toward[facing])
-    facing = facing[scene.first_hit(start, toward[facing])[0] < 0]
-    pixels, own = camera.project(position[facing], depth.shape[0])
-    tolerance = settings.depth_tolerance * (spacing / np.maximum(cosine[facing], 0.2) + noise)
-    x, y = (pixels - 0.5).T
-    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    fx, fy = x - column, y - row
-    for dx, dy, share in (
-        (0, 0, (1 - fx) * (1 - fy)),
-        (1, 0, fx * (1 - fy)),
-        (0, 1, (1 - fx) * fy),
-        (1, 1, fx * fy),
-    ):
-        r, c = row + dy, column + dx
-        inside = (r >= 0) & (c >= 0) & (r < depth.shape[0]) & (c < depth.shape[1])
-        r, c = np.where(inside, r, 0), np.where(inside, c, 0)
-        same = inside & (np.abs(depth[r, c] - own) < tolerance)
-        part = share * trust[r, c] * same
-        weight[facing] += part
-        linear[facing] += part[:, None] * image[r, c]
-    linear /= np.maximum(weight, 1e-12)[:, None]
-    return weight * np.maximum(cosine, 0.0) ** settings.angle_power, linear
+    edge = step > 6.0 * observation.spacing + 2.0 * noise
+    trust = (np.where(edge, settings.edge_weight, 1.0) * hit)[..., None]
+    image = np.concatenate(
+        [trust * srgb_to_linear(observation.rgb[view]), trust, far[..., None]], axis=-1
+    )
+    padded = np.pad(image, ((1, 2), (1, 2), (0, 0)))
+    return padded.reshape(-1, 5)
+
+
+@functools.cache
+def _rasterizer(device: torch.device) -> Rasterizer:
+    """Return the device's rasterizer, or Embree where nvdiffrast is not installed.
+
+    Both see the same, and Embree takes tensors of any device: nothing but time is lost.
+    """
+    try:
+        return rasterizer_for(device)
+    except UserError:
+        return EmbreeRasterizer()

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.contract import MODALITIES, Camera, UserError
-from modules.geometry.atlas import unwrap
+from modules.geometry.atlas import AtlasWorker, unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
+from modules.geometry.decimation import decimate
 from modules.geometry.fit import check_steps, fit_vertices
 from modules.geometry.isosurface import (
     GRID_HALF_SIDE,
-    decimate,
     drop_small_components,
     extract_isosurface,
     least_thickness,
@@ -107,6 +109,7 @@ class Reconstructor:
         num_faces: face budget.
         smallest_component: pieces with a smaller share of the largest one's area are dropped.
         rule: finds the foreground of images without an exact one; None for the default.
+        device: where the network and the baking run; the rest runs on the CPU.
     """
 
     stage = "refiner_decoder"
@@ -118,8 +121,10 @@ class Reconstructor:
         num_faces: int = 10_000,
         smallest_component: float = 0.01,
         rule: HitRule | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.refiner, self.rule = refiner, rule
+        self.refiner = None if refiner is None else refiner.to(device)
+        self.rule, self.device = rule, device
         self.num_faces, self.smallest_component = num_faces, smallest_component
 
     @classmethod
@@ -190,7 +195,37 @@ class Reconstructor:
         """
         check_mesh_size(grid, texture_px)
         check_steps(refine_steps)
-        observation = self.lift(images, cameras, hit)
+        with AtlasWorker() as worker:
+            observation = self.lift(images, cameras, hit)
+            vertices, faces, field = self._surface(observation, grid, refine_steps)
+            atlas = unwrap(vertices, faces, texture_px, worker=worker)
+        texture = bake(
+            vertices[atlas.source],
+            atlas,
+            smooth_normals(vertices, faces)[atlas.source],
+            field.classical.observation,
+            field.classical.noise,
+            field.colour,
+            BakeSettings(resolution_px=texture_px),
+            self.device,
+        )
+        return TexturedMesh(
+            vertices[atlas.source], atlas.faces, atlas.uv.astype(np.float32), texture
+        )
+
+    def _surface(
+        self, observation: Observation, grid: int, refine_steps: int
+    ) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"], RefinedField]:
+        """Return the mesh within the face budget, and the field that it comes from.
+
+        Args:
+            observation: what was lifted.
+            grid: cells along the side of the cube that holds the surface.
+            refine_steps: of a fit of the mesh to the images.
+
+        Raises:
+            UserError: there is no surface, or nothing but noise.
+        """
         settings = ClassicalSettings(thickness=least_thickness(grid))
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
@@ -215,17 +250,4 @@ class Reconstructor:
                 vertices = fit_vertices(
                     vertices, faces, classical.observation, refine_steps, progress=bar.update
                 )
-        vertices = round_apart(vertices, faces)
-        atlas = unwrap(vertices, faces, texture_px)
-        texture = bake(
-            vertices[atlas.source],
-            atlas,
-            smooth_normals(vertices, faces)[atlas.source],
-            classical.observation,
-            classical.noise,
-            field.colour,
-            BakeSettings(resolution_px=texture_px),
-        )
-        return TexturedMesh(
-            vertices[atlas.source], atlas.faces, atlas.uv.astype(np.float32), texture
-        )
+        return round_apart(vertices, faces), faces, field

@@ -130,7 +130,7 @@ def generate_from_prompt(
         image: of what is to be made: a file, or a folder of several; see `fit_reference`.
         views: where to draw the 2.5D images, as PNG; {seed} is filled in.
         options: what is written.
-        device: of the networks: `auto`, `cpu` or `cuda`.
+        device: of the networks and of the baking: `auto`, `cpu` or `cuda`.
         mesh: file of a mesh to be textured, in whose frame results are; None: shapes are made, too.
     """
     pictures = check_pictures(views, outputs)
@@ -138,8 +138,9 @@ def generate_from_prompt(
         if any(given is not None and given.resolve() == path.resolve() for given in (mesh, image)):
             raise UserError(f"{path} is what is read: write the result under another name")
     pictured = [] if image is None else read_references(image)
-    given = None if mesh is None else GivenMesh.load(mesh)
-    generator = TextTo25D.from_pretrained(checkpoint).to(inference_device(device))
+    where = inference_device(device)
+    given = None if mesh is None else GivenMesh.load(mesh, where)
+    generator = TextTo25D.from_pretrained(checkpoint).to(where)
     if unknown := generator.text_encoder.unknown_words(prompt):
         print(
             f"warning: no training caption held {', '.join(unknown)}: the model ignores what it "
@@ -151,7 +152,8 @@ def generate_from_prompt(
     references = [fit_reference(each, generator.codec.image_px) for each in pictured]
     hit, geometry, frame = None, None, IN_WORLD
     if given is None:
-        make: MeshMaker = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
+        settings = {"num_faces": options.faces, "device": where}
+        make: MeshMaker = Reconstructor.from_pretrained(checkpoint, **settings)
     else:
         make, frame = given, given.frame
         shape, hit = given.geometry(cameras, generator.codec.image_px)
@@ -196,6 +198,7 @@ def rebuild_images(
     *,
     views: str | None,
     options: ExportOptions,
+    device: str,
 ) -> None:
     """Rebuild one rendered sample, in the source asset's frame.
 
@@ -206,12 +209,14 @@ def rebuild_images(
         checkpoint: pipeline folder with a refiner-decoder; None for the classical method.
         views: where to draw the sample's 2.5D images, as PNG.
         options: what is written.
+        device: of the network and of the baking: `auto`, `cpu` or `cuda`.
     """
     pictures = check_pictures(views, outputs)
+    settings = {"num_faces": options.faces, "device": inference_device(device)}
     if checkpoint is None:
-        reconstruct = Reconstructor.classical(num_faces=options.faces)
+        reconstruct = Reconstructor.classical(**settings)
     else:
-        reconstruct = Reconstructor.from_pretrained(checkpoint, num_faces=options.faces)
+        reconstruct = Reconstructor.from_pretrained(checkpoint, **settings)
     meta = json.loads(meta_json)
     cameras = layout_cameras(meta)
     frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))

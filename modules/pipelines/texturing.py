@@ -37,12 +37,14 @@ class GivenMesh:
 
     Args:
         mesh: in its own frame, Z up.
+        device: where the baking runs.
 
     Raises:
         UserError: the mesh has too many faces or no extent.
     """
 
-    def __init__(self, mesh: ColoredMesh) -> None:
+    def __init__(self, mesh: ColoredMesh, device: torch.device | str = "cpu") -> None:
+        self.device = device
         if len(mesh.faces) > MAX_GIVEN_FACES:
             raise UserError(
                 f"the mesh has {len(mesh.faces)} faces, at most {MAX_GIVEN_FACES} can be textured: "
@@ -58,13 +60,17 @@ class GivenMesh:
         self.mesh = mesh.transformed(self.frame)
 
     @classmethod
-    def load(cls, path: Path) -> "GivenMesh":
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "GivenMesh":
         """Load any mesh file that `load_mesh` reads.
+
+        Args:
+            path: the file.
+            device: where the baking runs.
 
         Raises:
             UserError: the file is missing, unreadable or empty, or the mesh cannot be textured.
         """
-        return cls(load_mesh(path))
+        return cls(load_mesh(path), device)
 
     def geometry(
         self, cameras: Sequence[Camera], resolution_px: int
@@ -152,6 +158,7 @@ class GivenMesh:
             0.0,
             ColourField(observation, observation.spacing),
             BakeSettings(resolution_px=texture_px),
+            self.device,
         )
         return TexturedMesh(
             vertices[source], split, uv.astype(np.float32), texture, normals=vertex_normals

@@ -10,7 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from modules.geometry import atlas_worker
-from modules.geometry.atlas import Atlas, grid_atlas, unwrap
+from modules.geometry.atlas import Atlas, AtlasWorker, grid_atlas, unwrap
 from modules.geometry.rasterize import RayScene
 
 
@@ -72,7 +72,7 @@ def test_charts_are_a_texel_apart_at_the_mip_level_of_128_px(side: int, padding_
     most = ndimage.maximum_filter(image, window)
     least = ndimage.minimum_filter(np.where(image > 0, image, image.max() + 1), window)
     assert not ((least < most) & (most > 0)).any()
-    assert (image > 0).mean() > 0.25
+    assert (image > 0).mean() > 0.3
 
 
 def test_padding_gives_way_where_charts_are_many():
@@ -91,9 +91,9 @@ def test_loose_triangles_are_laid_out_on_a_grid_with_room_for_each():
     vertices = (0.9 * corners + 0.1 * corners.mean(axis=1, keepdims=True)).reshape(-1, 3)
     faces = np.asarray(soup.faces, np.int64)
     with pytest.warns(UserWarning, match="charts of 1280 faces fill"):
-        atlas = unwrap(vertices, faces, 256)
+        atlas = unwrap(vertices, faces, 160)
     assert_complete(atlas, faces)
-    image = chart_image(atlas, 256)
+    image = chart_image(atlas, 160)
     assert len(np.unique(image)) == 1 + len(faces)  # each has texels
     least = ndimage.minimum_filter(np.where(image > 0, image, image.max() + 1), 2)
     most = ndimage.maximum_filter(image, 2)
@@ -104,7 +104,7 @@ def test_large_meshes_are_cut_into_parts_that_stay_in_order(monkeypatch):
     monkeypatch.setattr(atlas_worker, "CHUNK_FACES", 200)
     vertices, faces = bumpy()
     charts = atlas_worker.cut_charts(vertices.astype(np.float32), faces.astype(np.uint32))
-    packed = atlas_worker.pack(*charts, 512, 4)
+    packed = atlas_worker.pack(charts, 512, 4)
     atlas = Atlas(
         packed.source.astype(np.int64), packed.faces.astype(np.int64), packed.uv.astype(np.float64)
     )
@@ -136,3 +136,29 @@ def test_when_xatlas_takes_too_long_a_grid_stands_in():
     with pytest.warns(UserWarning, match="xatlas gave no atlas"):
         atlas = unwrap(vertices, faces, 128, timeout_s=0.001)
     assert_complete(atlas, faces)
+
+
+def test_a_worker_that_was_started_early_is_used_and_ended():
+    vertices, faces = bumpy(1)
+    with AtlasWorker() as worker:
+        early = unwrap(vertices, faces, 128, worker=worker)
+    np.testing.assert_array_equal(early.uv, unwrap(vertices, faces, 128).uv)
+    with AtlasWorker() as unused:
+        pass
+    assert unused._process.returncode is not None
+
+
+def test_two_packings_fill_a_texture_on_the_mean(monkeypatch: pytest.MonkeyPatch):
+    packings, make = [], atlas_worker.xatlas.Atlas
+
+    def counted():
+        packings.append(make())
+        return packings[-1]
+
+    vertices, faces = bumpy(4)
+    charts = atlas_worker.cut_charts(vertices.astype(np.float32), faces.astype(np.uint32))
+    monkeypatch.setattr(atlas_worker.xatlas, "Atlas", counted)
+    for side in (256, 512, 1024, 2048):
+        packed = atlas_worker.pack(charts, side, side // 128)
+        assert packed.uv.max() > 0.88, side
+    assert len(packings) <= 8

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from modules.geometry.decimation import decimate
 from modules.geometry.isosurface import (
-    decimate,
     drop_small_components,
     extract_isosurface,
     round_apart,

@@ -11,7 +11,8 @@ import trimesh
 from analytic import ORTHO6, flat_colored, observe
 from scipy.spatial.transform import Rotation
 
-from modules.geometry.isosurface import decimate, extract_isosurface
+from modules.geometry.decimation import decimate
+from modules.geometry.isosurface import extract_isosurface
 from modules.geometry.sharp_features import gradient_normals
 from modules.metrics.mesh_quality import mesh_quality
 from modules.pipelines import reconstruction

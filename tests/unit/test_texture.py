@@ -1,12 +1,12 @@
 import numpy as np
 import trimesh
-from analytic import ORTHO6, flat_colored, observe
+from analytic import ORTHO6, flat_colored, observe, to_images
 
-from data_pipeline.contract import linear_to_srgb
+from data_pipeline.contract import linear_to_srgb, view_layout
 from modules.geometry.atlas import unwrap
 from modules.geometry.lift import lift
 from modules.geometry.mesh import TexturedMesh, sample_texture, smooth_normals
-from modules.geometry.rasterize import render_mesh
+from modules.geometry.rasterize import RayScene, render_mesh
 from modules.geometry.texture import BakeSettings, bake
 
 FACE_COLOURS = np.array(
@@ -79,6 +79,39 @@ def test_colour_of_an_occluder_does_not_bleed_onto_what_lies_behind():
     barycentric = rng.dirichlet(np.ones(3), len(face) * 40)
     rgb = mesh.colours_at(np.repeat(face, 40), barycentric)
     assert rgb[:, 2].min() > 0.95
+
+
+def test_perspective_views_colour_what_they_see_and_nothing_else():
+    """Two boxes, one behind the other: every texel is its box's blue or red, or the field's."""
+    front = trimesh.creation.box(extents=(0.3, 0.3, 0.3)).subdivide().subdivide()
+    back = front.copy()
+    front.apply_translation([0, -0.3, 0])
+    back.apply_translation([0.1, 0.3, 0])
+    body = trimesh.util.concatenate([front, back])
+    is_front = np.arange(len(body.faces)) < len(front.faces)
+    colours = np.where(is_front[:, None], [[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]])
+    cameras = view_layout("pinhole4")
+    views = render_mesh(flat_colored(body, colours), cameras, 128)
+    mesh = baked(lift(to_images(views).astype(np.float64), cameras, views.hit), body, 256)
+    rng = np.random.default_rng(0)
+    face = np.repeat(np.arange(len(body.faces)), 20)
+    where = rng.dirichlet([4.0, 4.0, 4.0], len(face))
+    rgb = mesh.colours_at(face, where)
+    assert rgb[is_front[face], 1].max() < 0.05
+    assert rgb[is_front[face], 0].min() > 0.95  # red, or magenta
+    assert rgb[~is_front[face], 2].min() > 0.95  # blue, or magenta
+    point, normal = body.triangles, body.face_normals[face]
+    point = np.einsum("pk,pkc->pc", where, point[face])
+    eyes = np.stack([camera.matrix[:3, 3] for camera in cameras])
+    toward = eyes[:, None] - point
+    toward /= np.linalg.norm(toward, axis=2, keepdims=True)
+    scene, seen = RayScene(np.asarray(body.vertices), np.asarray(body.faces)), []
+    for direction in toward:
+        free = scene.escapes(point + 0.005 * (normal + direction), direction)
+        seen.append(free & ((normal * direction).sum(axis=1) > 0.3))
+    is_magenta = (rgb[:, 0] > 0.9) & (rgb[:, 2] > 0.9)
+    assert is_magenta[np.any(seen, axis=0)].mean() < 0.02
+    assert is_magenta[normal[:, 2] < -0.9].mean() > 0.8  # but at edges, no view is below
 
 
 def box_filtered(texture: np.ndarray, levels: int) -> np.ndarray:
