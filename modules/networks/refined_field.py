@@ -56,9 +56,13 @@ class RefinedField:
         return replace(seen, depth=depth, position=position, normal=normal)
 
     def distance(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
-        """Return signed distances at world points, positive outside."""
+        """Return signed distances at world points, positive outside.
+
+        Those of the classical field where views agree: what it takes to lie behind them is then
+        better than what was learned.
+        """
         sample = self.classical.sample(points)
-        if self.refiner is None:
+        if self.refiner is None or self._evidence.contradiction == 0:
             return sample.distance
         unseen = self._doubted(points, sample.free, part=1)
         if not len(unseen):
