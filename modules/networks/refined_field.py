@@ -62,7 +62,8 @@ class RefinedField:
         better than what was learned.
         """
         sample = self.classical.sample(points)
-        if self.refiner is None or self._evidence.contradiction == 0:
+        refiner = self.refiner
+        if refiner is None or not refiner.unseen or self._evidence.contradiction == 0:
             return sample.distance
         unseen = self._doubted(points, sample.free, part=1)
         if not len(unseen):
@@ -70,7 +71,7 @@ class RefinedField:
         chosen = points[unseen]
         features = self._evidence.features(chosen, self._evidence.field.sample(chosen))
         with torch.inference_mode():
-            residual = self.refiner.distance_residual(
+            residual = refiner.distance_residual(
                 self._volumes, self._tensor(chosen), self._tensor(features)
             )
         distance = sample.distance.copy()

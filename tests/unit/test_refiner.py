@@ -25,7 +25,7 @@ from modules.pipelines.reconstruction import Reconstructor
 
 def small_refiner(trained: bool) -> Refiner:
     torch.manual_seed(0)
-    refiner = Refiner(width=4, hidden=16, side=16)
+    refiner = Refiner(width=4, hidden=16, side=16, unseen=True)
     if trained:  # as good as: the heads' last layers hold something
         heads: Any = refiner.point_head, refiner.distance_head, refiner.colour_head
         for head in heads:
@@ -82,7 +82,8 @@ def test_where_views_contradict_each_other_points_move_and_unseen_distances_chan
     noise = Corruption(clean_share=0.0, coord_noise=(0.015, 0.015), drop_share=0.0)
     spoilt, mask, cameras = corrupt(images, hit, ORTHO6, noise, np.random.default_rng(0))
     noisy = ClassicalField(lift(spoilt, cameras, mask))
-    refined = RefinedField(noisy, small_refiner(True))
+    refiner = small_refiner(True)
+    refined = RefinedField(noisy, refiner)
     moved = refined.classical.observation.position - noisy.observation.position
     assert np.linalg.norm(moved, axis=1).mean() > 1e-3
     learned = refined.distance(queries()) - refined.classical.sample(queries()).distance
@@ -90,6 +91,9 @@ def test_where_views_contradict_each_other_points_move_and_unseen_distances_chan
     unseen = Evidence(noisy).doubt(queries(), refined.classical.free_space(queries()))[1]
     assert (unseen > 0).any()
     np.testing.assert_array_equal(learned != 0, unseen > 0)
+    refiner.unseen = False
+    classical = refined.classical.sample(queries()).distance
+    np.testing.assert_array_equal(refined.distance(queries()), classical)
 
 
 def test_exact_images_give_the_classical_field_bit_for_bit(field: ClassicalField):
