@@ -67,17 +67,17 @@ def wrong_side(
 
 
 def point_losses(
-    moved: Float[Tensor, "*n"],
-    normals: Float[Tensor, "*n 3"],
-    depth: Float[Tensor, "*n"],
-    truth: Float[Tensor, "*n 3"],
-    along: Float[Tensor, "*n 3"],
-    known: Float[Tensor, "*n"],
+    moved: Float[Tensor, "b n"],
+    normals: Float[Tensor, "b n 3"],
+    depth: Float[Tensor, "b n"],
+    truth: Float[Tensor, "b n 3"],
+    along: Float[Tensor, "b n 3"],
+    known: Float[Tensor, "b n"],
     truncation: float,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the errors of lifted points as corrected: of positions and of normals.
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Return every sample's errors of lifted points as corrected: of positions and of normals.
 
-    Mean distance from the plane that is truly seen, in units of the truncation and at most 1 where
+    Mean distance from the plane that is truly seen, in units of the truncation and at most 1, where
     the truth lies behind the edge of something nearer; and the mean of 1 - cosine.
 
     Args:
@@ -92,8 +92,8 @@ def point_losses(
     squarely = (along * truth).sum(dim=-1).abs().clamp(0.1, 1.0)
     away = (squarely * (moved - depth).abs() / truncation).clamp_max(1.0)
     cosine = torch.nn.functional.cosine_similarity(normals, truth, dim=-1)
-    total = known.sum().clamp_min(1e-6)
-    return (known * away).sum() / total, (known * (1.0 - cosine)).sum() / total
+    total = known.sum(dim=1).clamp_min(1e-6)
+    return (known * away).sum(dim=1) / total, (known * (1.0 - cosine)).sum(dim=1) / total
 
 
 def eikonal_loss(

@@ -31,6 +31,9 @@ from modules.systems.randomness import draw_generator
 from modules.systems.replay import Replay
 from modules.systems.schedule import optimizer_with_schedule
 
+LEAST_ERROR = 0.1
+"""Of points as they are, in units of the truncation: samples with less are exact enough."""
+
 
 class RefinerDecoderSystem(lightning.LightningModule):
     """Train the residuals on signed distances, surface colours and images of the surface.
@@ -41,7 +44,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         network: builds the refiner.
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
-        point_weight: of the distance of corrected points from what is truly seen.
+        point_weight: of the distance of corrected points from what is truly seen, as a share of
+            what it was.
         normal_weight: of the angle of their normals.
         near_weight: of distances near the surface; those far away are mostly right already.
         colour_weight: of the colour error.
@@ -67,7 +71,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
-        point_weight: float = 2.0,
+        point_weight: float = 1.0,
         normal_weight: float = 0.5,
         near_weight: float = 5.0,
         colour_weight: float = 1.0,
@@ -122,7 +126,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         if self.global_step >= self.rendering_after:
             rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
         loss = (
-            self.point_weight * figures["point"]
+            self.point_weight * figures["relative_point"]
             + self.normal_weight * figures["normal"]
             + figures["distance"]
             + self.colour_weight * figures["colour"]
@@ -186,10 +190,12 @@ class RefinerDecoderSystem(lightning.LightningModule):
         point, normal = point_losses(moved, turned, **truth)
         classical_point, classical_normal = point_losses(0.0 * moved, seen_normal, **truth)
         figures = {
-            "point": point,
-            "normal": normal,
-            "classical_point": classical_point,
-            "classical_normal": classical_normal,
+            # Slightly spoilt images, whose errors are small, count as much as others.
+            "relative_point": (point / (classical_point + LEAST_ERROR)).mean(),
+            "point": point.mean(),
+            "normal": normal.mean(),
+            "classical_point": classical_point.mean(),
+            "classical_normal": classical_normal.mean(),
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
             "classical_colour": colour_loss(base, albedo),
@@ -206,8 +212,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
                 )
             figures[f"{prefix}wrong_side"] = wrong_side(predicted, target, near * confidence)
         # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
-        classical = classical_point.clamp_min(1e-6)
-        return figures | {"classical_ratio": point / classical}
+        classical = figures["classical_point"].clamp_min(1e-6)
+        return figures | {"classical_ratio": figures["point"] / classical}
 
     def rendering_figures(
         self, batch: dict[str, Any], volumes: FeatureVolumes
