@@ -95,15 +95,11 @@ def rebuild(
         ),
     )
 
-    def thin() -> tuple[Any, Any]:
-        kept, kept_faces = drop_small_components(vertices, faces, 0.01)
-        return field.thinned(kept, smooth_normals(kept, kept_faces)), kept_faces
-
     def simplify() -> tuple[Any, Any]:
-        kept, kept_faces = decimate(thinned, dense, num_faces)
+        kept, kept_faces = decimate(*drop_small_components(vertices, faces, 0.01), num_faces)
+        kept = field.thinned(kept, smooth_normals(kept, kept_faces))
         return round_apart(kept, kept_faces), kept_faces
 
-    thinned, dense = stages.run("thin", thin)
     vertices, faces = stages.run("decimate", simplify)
     atlas = stages.run("unwrap", lambda: unwrap(vertices, faces, texture_px))
     normals = smooth_normals(vertices, faces)[atlas.source]
