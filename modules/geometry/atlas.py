@@ -61,7 +61,7 @@ class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
     """Child processes that unwrap: started early, they are ready when a mesh is."""
 
     def __init__(self) -> None:
-        core = random.randrange(2**16)  # other programs' workers begin elsewhere
+        core = random.SystemRandom().randrange(2**16)  # other programs' workers begin elsewhere
         command = [sys.executable, "-P", str(Path(atlas_worker.__file__))]
         self._processes = [
             subprocess.Popen(
