@@ -96,8 +96,8 @@ def rebuild(
     )
 
     def simplify() -> tuple[Any, Any]:
-        kept, kept_faces = decimate(*drop_small_components(vertices, faces, 0.01), num_faces)
-        kept = field.thinned(kept, smooth_normals(kept, kept_faces))
+        kept, kept_faces = drop_small_components(vertices, faces, 0.01)
+        kept, kept_faces = decimate(field.thinned(kept, kept_faces), kept_faces, num_faces)
         return round_apart(kept, kept_faces), kept_faces
 
     vertices, faces = stages.run("decimate", simplify)

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 
 from modules.geometry.colour_field import ColourField
 from modules.geometry.lift import Observation
+from modules.geometry.mesh import smooth_normals
 from modules.geometry.neighbours import in_chunks, query
 from modules.geometry.point_fusion import fuse
 from modules.geometry.unseen_space import find_empty_space
@@ -143,17 +144,22 @@ class ClassicalField:
         return np.clip(value, -truncation, truncation), free, thickened
 
     def thinned(
-        self, vertices: Float[ndarray, "v 3"], normals: Float[ndarray, "v 3"]
+        self, vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"]
     ) -> Float[ndarray, "v 3"]:
         """Return a mesh's vertices moved back in where a sheet was thickened for the grid's sake.
 
         Args:
             vertices: positions on the zero set.
-            normals: unit normals, outwards.
+            faces: vertex indices.
         """
         kept = self.settings.kept_thickness * self.observation.spacing / 2.0
-        moved_out = self.sample(vertices).thickened
-        return vertices - np.maximum(moved_out - kept, 0.0)[:, None] * normals
+        inwards = np.maximum(self.sample(vertices).thickened - kept, 0.0)
+        around = (inwards > 0.0)[faces].any(axis=1)
+        used, corners = np.unique(faces[around], return_inverse=True)
+        thinned = vertices.copy()
+        normals = smooth_normals(vertices[used], corners.reshape(-1, 3))
+        thinned[used] -= inwards[used, None] * normals
+        return thinned
 
     def free_space(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return how far points lie in front of what the views saw, at most the carving band.

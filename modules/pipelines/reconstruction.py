@@ -242,8 +242,8 @@ class Reconstructor:
                 f"the images contradict each other everywhere: their surface is a foam of "
                 f"{len(faces)} faces; {LOOK}"
             )
+        vertices = classical.thinned(vertices, faces)
         vertices, faces = decimate(vertices, faces, self.num_faces)
-        vertices = classical.thinned(vertices, smooth_normals(vertices, faces))
         if refine_steps:
             with tqdm(total=refine_steps, desc="fit", unit="step", leave=False) as bar:
                 vertices = fit_vertices(
