@@ -11,8 +11,10 @@ OUT takes one line a sample and method; lines that are there already are not com
 several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints all.
 
 With --inputs other than `true` every method reads spoilt images instead, the same for all:
-`mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left, or `decoded` by
---autoencoder, whose foreground every method takes by Relief's hit rule, as nothing else is known.
+`mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left; `decoded` by
+--autoencoder; or `sampled` by the diffusion model of --diffusion from the true latents, noised up
+to --strength. Of the last two every method takes the foreground by Relief's hit rule, as nothing
+else is known.
 
 Methods: `classical-G`, `fitted-G` (the same and FIT_STEPS of the fit) and `refined-G` (with
 --pipeline; grid of G cells), `poisson-D` and `poisson-D-trimmed` (depth D; needs Open3D, see
@@ -55,6 +57,7 @@ from modules.latents.autoencoder_files import load_autoencoder
 from modules.latents.codec import decode_packed, encode_packed
 from modules.metrics.geometry import MeshSurface, SurfaceSamples, floor_figures
 from modules.metrics.scoring import FAILURE_FIGURES, ScoringOptions, score, summarise
+from modules.pipelines.diffusion_round_trip import DiffusionRoundTrip
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Shard
@@ -75,7 +78,8 @@ SPOILT = {
 """Noise of depth (world units; that of normals is 5 times as much), views lost, blur of outlines
 (pixels)."""
 
-INPUTS = ("true", *SPOILT, "decoded")
+INPUTS = ("true", *SPOILT, "decoded", "sampled")
+NEEDS = {"decoded": "autoencoder", "sampled": "diffusion"}  # inputs, and the option for each
 FLOOR = "floor"
 TRIM = 0.02  # of the vertices
 LARGEST_MISFIT = 0.002  # of rendered points from the original: beyond, it is another shape
@@ -115,6 +119,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--inputs", choices=INPUTS, default="true")
     parser.add_argument("--autoencoder", help="folder, file or hub id, for --inputs decoded")
+    parser.add_argument("--diffusion", type=Path, help="pipeline folder, for --inputs sampled")
+    parser.add_argument("--strength", type=float, default=0.4, help="noise level, the flow's t")
     parser.add_argument("--meshes", type=Path, help="folder that takes every surface as PLY")
     parser.add_argument("--part", type=Shard.parse, default=Shard(), help="0/2: of two processes")
     arguments = parser.parse_args()
@@ -124,12 +130,16 @@ def main() -> None:
         load_open3d()
     files = sorted(p for p in arguments.reference.rglob("*") if p.suffix.lower() in SUFFIXES)
     originals = {make_uid(path.stem): path for path in files}
-    if (arguments.inputs == "decoded") != (arguments.autoencoder is not None):
-        raise SystemExit("--inputs decoded needs --autoencoder, and nothing else takes it")
+    for inputs, option in NEEDS.items():
+        if (arguments.inputs == inputs) != (getattr(arguments, option) is not None):
+            raise SystemExit(f"--inputs {inputs} needs --{option}, and nothing else takes it")
     rows, part = _read(arguments.out), arguments.part
 
     def set_name(shards: Path) -> str:
-        return shards.name if arguments.inputs == "true" else f"{shards.name} {arguments.inputs}"
+        if arguments.inputs == "true":
+            return shards.name
+        strength = f" {arguments.strength:g}" if arguments.inputs == "sampled" else ""
+        return f"{shards.name} {arguments.inputs}{strength}"
 
     sets = {shards: ShardSet(shards, "samples") for shards in arguments.shards}
     if missing := {uid for found in sets.values() for uid in found.uids} - originals.keys():
@@ -138,11 +148,13 @@ def main() -> None:
         for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
             name = set_name(shards)
             wanted = [m for m in (FLOOR, *methods) if (name, uid, m) not in rows]
-            rebuilt = {
-                method: _in_child(_rebuild, shard_set, i, method, arguments)
-                for method in wanted
-                if method != FLOOR
-            }
+            own = [method for method in wanted if method != FLOOR]
+            seen = _in_child(_inputs, shard_set, i, arguments) if own else {}
+            if "failed" in seen:
+                raise SystemExit(
+                    f"there are no images of {uid} to rebuild: what went wrong is above"
+                )
+            rebuilt = {m: _in_child(_rebuild, seen, m, arguments.pipeline) for m in own}
             meshes = arguments.meshes and arguments.meshes / name
             scored = _in_child(_score, shard_set, i, originals[uid], wanted, rebuilt, meshes)
             if isinstance(scored.get("failed"), str):
@@ -192,14 +204,9 @@ def print_table(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str])
         print(f"| {method} | {' | '.join(cells)} | {failed} |")
 
 
-def _rebuild(
-    shard_set: ShardSet, i: int, method: str, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Return a method's surface of a sample, and what it took; or why it failed."""
-    members = shard_set.read(i)
-    cameras = layout_cameras(json.loads(members["meta.json"]))
-    inputs = _inputs(decode_sample(members), cameras, i, arguments)
-    rebuild = _rebuilder(method, *inputs, arguments.pipeline)
+def _rebuild(seen: dict[str, Any], method: str, pipeline: Path | None) -> dict[str, Any]:
+    """Return a method's surface of what `_inputs` gave, and what it took; or why it failed."""
+    rebuild = _rebuilder(method, seen["images"], seen["hit"], seen["cameras"], pipeline)
     reset_peak()
     before, start = memory_mb("VmRSS"), time.process_time()
     try:
@@ -298,26 +305,30 @@ class _Reference(MeshSurface):
         return samples.points[~seen]
 
 
-def _inputs(
-    sample: dict[str, Any], cameras: Sequence[Camera], i: int, arguments: argparse.Namespace
-) -> tuple[torch.Tensor, torch.Tensor | None, Sequence[Camera]]:
-    """Return the images that all methods read, their foreground where it is known, the cameras."""
-    images, hit = sample["images"], sample["hit"]
-    if arguments.inputs == "true":
-        return images, hit, cameras
+def _inputs(shard_set: ShardSet, i: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what all methods read: `images`, `hit` where the foreground is known, `cameras`."""
+    members = shard_set.read(i)
+    sample = decode_sample(members)
+    cameras: Sequence[Camera] = layout_cameras(json.loads(members["meta.json"]))
+    images, hit = sample["images"].numpy(), sample["hit"].numpy()
     if arguments.inputs == "decoded":
         autoencoder = load_autoencoder(arguments.autoencoder)
-        return decode_packed(autoencoder, encode_packed(autoencoder, images, 1), 1), None, cameras
-    spoilt = SPOILT[arguments.inputs]
-    rng = np.random.default_rng(i)
-    found, mask, kept = corrupt(images.numpy(), hit.numpy(), cameras, spoilt, rng)
-    return torch.from_numpy(found), torch.from_numpy(mask), kept
+        latents = encode_packed(autoencoder, sample["images"], 1)
+        images, hit = decode_packed(autoencoder, latents, 1).numpy(), None
+    elif arguments.inputs == "sampled":
+        trip = DiffusionRoundTrip(arguments.diffusion, torch.device("cpu"))
+        made, cameras = trip(sample, arguments.strength)
+        images, hit = made.numpy(), None
+    elif arguments.inputs != "true":
+        rng = np.random.default_rng(i)
+        images, hit, cameras = corrupt(images, hit, cameras, SPOILT[arguments.inputs], rng)
+    return {"images": images, "hit": hit, "cameras": cameras}
 
 
 def _rebuilder(
     method: str,
-    images: torch.Tensor,
-    hit: torch.Tensor | None,
+    images: NDArray[np.float32],
+    hit: NDArray[np.bool_] | None,
     cameras: Sequence[Camera],
     pipeline: Path | None,
 ) -> Callable[[], Mesh]:
@@ -330,11 +341,12 @@ def _rebuilder(
             assert pipeline is not None
             reconstruct = Reconstructor.from_pretrained(pipeline)
         steps = FIT_STEPS * (name == "fitted")
-        return lambda: reconstruct(images, cameras, hit, grid=int(size), refine_steps=steps)
-    values, mask = images.numpy().astype(np.float64), None if hit is None else hit.numpy()
+        shown = torch.from_numpy(images).float(), None if hit is None else torch.from_numpy(hit)
+        return lambda: reconstruct(shown[0], cameras, shown[1], grid=int(size), refine_steps=steps)
+    values = images.astype(np.float64)
 
     def peer() -> Mesh:
-        observation = lift(values, cameras, mask)
+        observation = lift(values, cameras, hit)
         if name == "tsdf":
             return tsdf(observation, int(size))
         return poisson(observation, int(size), TRIM if trimmed else 0.0)

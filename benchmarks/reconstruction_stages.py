@@ -95,11 +95,15 @@ def rebuild(
         ),
     )
 
-    def simplify() -> tuple[Any, Any]:
+    def thin() -> tuple[Any, Any]:
         kept, kept_faces = drop_small_components(vertices, faces, 0.01)
-        kept, kept_faces = decimate(field.thinned(kept, kept_faces), kept_faces, num_faces)
+        return field.thinned(kept), kept_faces
+
+    def simplify() -> tuple[Any, Any]:
+        kept, kept_faces = decimate(thinned, dense, num_faces)
         return round_apart(kept, kept_faces), kept_faces
 
+    thinned, dense = stages.run("thin", thin)
     vertices, faces = stages.run("decimate", simplify)
     atlas = stages.run("unwrap", lambda: unwrap(vertices, faces, texture_px))
     normals = smooth_normals(vertices, faces)[atlas.source]

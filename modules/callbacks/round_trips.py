@@ -1,6 +1,6 @@
-"""Round trips of the training images through autoencoders, made once before training."""
+"""Round trips of the training images through models, made once before training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import lightning
 import numpy as np
 import torch
 
+from data_pipeline.contract import UserError
 from modules.geometry.cameras import cameras_from_arrays
 from modules.geometry.corruption import subsample
 from modules.geometry.made_images import save_made_images
@@ -17,21 +18,42 @@ from modules.latents.spec import fingerprint
 
 
 class RoundTrips(lightning.Callback):
-    """Writes, before training begins, every asset's images encoded and decoded by autoencoders.
+    """Writes, before training begins, every asset's images as models give them back.
 
-    As files of `made_images`, at full size and, of orthographic views, at half of it, each named
-    by the asset and the autoencoder's weights. What is there already stays.
+    Autoencoders encode and decode them, at full size and, of orthographic views, at half of it.
+    Diffusion models also noise the latents in part and denoise them in between, at the size that
+    they make. All go to files of `made_images`, each named by the asset and the model's weights.
+    What is there already stays.
 
     Args:
         autoencoders: folders, files or hub ids.
         folder: that takes the files.
         count: of so many assets at most; None: all.
+        pipelines: pipeline folders with a diffusion model.
+        strengths: noise levels between 0 and 1; each gives every asset one file of each pipeline.
+        diffusion: a pipeline folder and a device to what makes images and cameras of a sample and
+            a strength (`DiffusionRoundTrip`); needed for `pipelines` only.
+
+    Raises:
+        UserError: there are pipelines, but no strengths.
     """
 
     def __init__(
-        self, autoencoders: Sequence[str], folder: str | Path, count: int | None = None
+        self,
+        autoencoders: Sequence[str],
+        folder: str | Path,
+        count: int | None = None,
+        pipelines: Sequence[str] = (),
+        strengths: Sequence[float] = (),
+        diffusion: Callable[[Path, torch.device], Any] | None = None,
     ) -> None:
+        if pipelines and (diffusion is None or not strengths):
+            raise UserError(
+                "callbacks.round_trips.pipelines need strengths, such as strengths=[0.2,0.4,0.6]"
+            )
         self.autoencoders, self.folder, self.count = list(autoencoders), Path(folder), count
+        self.pipelines = [Path(pipeline) for pipeline in pipelines]
+        self.strengths, self.diffusion = list(strengths), diffusion
 
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
@@ -47,18 +69,29 @@ class RoundTrips(lightning.Callback):
 
         Args:
             dataset: `load(i)` gives its samples (SampleDataset).
-            device: that encodes and decodes.
+            device: that the models are on.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        indices = range(min(len(dataset), self.count or len(dataset)))
         for source in self.autoencoders:
             autoencoder: Any = load_autoencoder(source)
             weights = fingerprint(autoencoder)[:8]
             autoencoder.to(device)
-            for i in range(min(len(dataset), self.count or len(dataset))):
+            for i in indices:
                 sample = dataset.load(i)
                 name = f"{sample['uid']}.round_trip_{weights}"
                 if not (self.folder / f"{name}.npz").is_file():
                     self._write(sample, autoencoder, name, device)
+        for pipeline in self.pipelines:
+            assert self.diffusion is not None
+            trip = self.diffusion(pipeline, device)
+            for i in indices:
+                sample = dataset.load(i)
+                for strength in self.strengths:
+                    file = self.folder / f"{sample['uid']}.diffused_{trip.name}_{strength:g}.npz"
+                    if not file.is_file():
+                        images, seen_by = trip(sample, strength)
+                        save_made_images(file, images.numpy(), seen_by)
 
     def _write(
         self, sample: dict[str, Any], autoencoder: Any, name: str, device: torch.device

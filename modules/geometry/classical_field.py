@@ -7,6 +7,7 @@ behind it in all views is inside. Free space also bounds IMLS to within a small 
 surface ends where the views say so and walls that no view sees (a mug's inner side) still exist.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,12 @@ from scipy.spatial import cKDTree
 
 from modules.geometry.colour_field import ColourField
 from modules.geometry.lift import Observation
-from modules.geometry.mesh import smooth_normals
 from modules.geometry.neighbours import in_chunks, query
-from modules.geometry.point_fusion import fuse
+from modules.geometry.point_fusion import FusedPoints, fuse
+from modules.geometry.point_smoothing import smooth_points
 from modules.geometry.unseen_space import find_empty_space
 from modules.geometry.view_alignment import align_views
-from modules.geometry.view_noise import LARGEST_NOISE, estimate_noise
+from modules.geometry.view_noise import LARGEST_NOISE, errs_at_random, estimate_noise
 
 LEAST_ALIGNED = 0.25
 """Pixels of noise: views that agree better are left as they are, since outlines and normals, by
@@ -67,15 +68,19 @@ class FieldSample:
         distance: signed distance, positive outside, cut off at the truncation; world units.
         free: how far the point lies in free space (`ClassicalField.free_space`).
         thickened: how far the surface was moved out there, as it is a thin sheet's; world units.
+        outwards: unit normal of the surface beside the point; 0 where none was seen.
     """
 
     distance: Float[ndarray, " p"]
     free: Float[ndarray, " p"]
     thickened: Float[ndarray, " p"]
+    outwards: Float[ndarray, "p 3"]
 
     def at(self, chosen: Int[ndarray, " q"]) -> "FieldSample":
         """Return the field at some of the points, by their indices."""
-        return FieldSample(self.distance[chosen], self.free[chosen], self.thickened[chosen])
+        return FieldSample(
+            *(each[chosen] for each in (self.distance, self.free, self.thickened, self.outwards))
+        )
 
 
 class ClassicalField:
@@ -92,14 +97,28 @@ class ClassicalField:
         self.settings = settings or ClassicalSettings()
         self.noise = min(estimate_noise(observation), LARGEST_NOISE)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
-        if self.noise > LEAST_ALIGNED * observation.spacing:
+        if errs_at_random(observation):
+            observation = smooth_points(observation)
+        elif self.noise > LEAST_ALIGNED * observation.spacing:
             observation = align_views(observation, self.noise)
+        self._build(observation)
+
+    def of(self, observation: Observation) -> "ClassicalField":
+        """Return the field of the same views with other depths and normals, taken as they are."""
+        field = copy.copy(self)
+        field._build(observation)
+        return field
+
+    def _build(self, observation: Observation) -> None:
         self.observation = observation
-        """What the field is made of: depths of views that disagreed are corrected."""
+        """What the field is made of: depths that disagreed are corrected."""
         smoothed = self.settings.smoothing * self.noise
         self._points = fuse(observation, self.noise, cell=smoothed)
         self._tree = cKDTree(self._points.position)
         self._spacing = float(np.hypot(observation.spacing, smoothed))
+        wanted = max(self.settings.sheet * observation.spacing, self.settings.thickness)
+        self._thickness = np.maximum(sheet_thickness(self._points, 3.0 * self._spacing), 0.0)
+        self._lacking = np.maximum(wanted - self._thickness, 0.0) / 2.0
         self._empty = find_empty_space(self._seen_free, self._nearest)
         self.colour = ColourField(
             observation,
@@ -118,8 +137,8 @@ class ClassicalField:
         """Return the field at world points."""
         return FieldSample(*in_chunks(self._sample, points))
 
-    def _sample(self, points: Float[ndarray, "p 3"]) -> tuple[ndarray, ndarray, ndarray]:
-        """Return distance, free space and thickening of a `FieldSample`."""
+    def _sample(self, points: Float[ndarray, "p 3"]) -> tuple[ndarray, ...]:
+        """Return the arrays of a `FieldSample`."""
         settings, spacing = self.settings, self._spacing
         free = self.free_space(points)
         truncation = settings.truncation
@@ -134,32 +153,28 @@ class ClassicalField:
         band = self.carve_band
         # Where free space changes sign away from any point, it alone says where the surface is.
         value *= np.minimum(np.abs(free) / band, 1.0)
-        thickened = np.zeros(len(points))
+        thickened, outwards = np.zeros(len(points)), np.zeros((len(points), 3))
         if near.any():
-            plane, sheet = self._imls(points[near], distance[near], index[near], free[near])
+            plane, sheet, outwards[near] = self._imls(
+                points[near], distance[near], index[near], free[near]
+            )
             trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
             margin = trust * (settings.margin * spacing + sheet)
             value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
             thickened[near] = sheet
-        return np.clip(value, -truncation, truncation), free, thickened
+        return np.clip(value, -truncation, truncation), free, thickened, outwards
 
-    def thinned(
-        self, vertices: Float[ndarray, "v 3"], faces: Int[ndarray, "f 3"]
-    ) -> Float[ndarray, "v 3"]:
+    def thinned(self, vertices: Float[ndarray, "v 3"]) -> Float[ndarray, "v 3"]:
         """Return a mesh's vertices moved back in where a sheet was thickened for the grid's sake.
+
+        Along the normals that were seen: those of a mesh turn on its slivers, which would fold.
 
         Args:
             vertices: positions on the zero set.
-            faces: vertex indices.
         """
         kept = self.settings.kept_thickness * self.observation.spacing / 2.0
-        inwards = np.maximum(self.sample(vertices).thickened - kept, 0.0)
-        around = (inwards > 0.0)[faces].any(axis=1)
-        used, corners = np.unique(faces[around], return_inverse=True)
-        thinned = vertices.copy()
-        normals = smooth_normals(vertices[used], corners.reshape(-1, 3))
-        thinned[used] -= inwards[used, None] * normals
-        return thinned
+        found = self.sample(vertices)
+        return vertices - np.maximum(found.thickened - kept, 0.0)[:, None] * found.outwards
 
     def free_space(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return how far points lie in front of what the views saw, at most the carving band.
@@ -224,11 +239,12 @@ class ClassicalField:
         distance: Float[ndarray, "p k"],
         index: Int[ndarray, "p k"],
         free: Float[ndarray, " p"],
-    ) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
-        """Return the distance to the locally fitted surface, and half of what a sheet lacks.
+    ) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"], Float[ndarray, "p 3"]]:
+        """Return the distance to the locally fitted surface, half of what a sheet lacks, a normal.
 
-        Only neighbours that face like the leading one count, so the two sides of a thin wall and
-        of a sharp edge do not mix. In free space the leading neighbour is one seen from there.
+        Only neighbours that face like the leading one count, so that a sharp edge's sides do not
+        mix. In free space the leading neighbour is one seen from there. Behind a sheet's other side
+        a neighbour tells the distance to that side, which few points may show.
         """
         settings, spacing = self.settings, self._spacing
         missing = index == len(self._points.position)
@@ -245,10 +261,33 @@ class ClassicalField:
             (nearest - squared) / (2.0 * (settings.bandwidth * spacing) ** 2), None, 8
         )
         weight = np.exp(exponent) * np.maximum(facing, 0.0) ** 2 * self._points.weight[index]
-        value = (weight * plane).sum(axis=1) / weight.sum(axis=1)
-        # The other side of a sheet: opposed neighbours, at a thickness of leading + opposed plane.
-        opposed = (facing < -0.5) & ~missing
-        thickness = np.where(opposed, -(plane + plane[rows, leading][:, None]), np.inf).min(axis=1)
-        wanted = max(settings.sheet * self.observation.spacing, settings.thickness)
-        sheet = np.clip((wanted - np.maximum(thickness, 0.0)) / 2.0, 0.0, wanted / 2.0)
-        return value, sheet
+        slab = np.maximum(plane, -plane - self._thickness[index])
+        value = (weight * slab).sum(axis=1) / weight.sum(axis=1)
+        sheet = (weight * self._lacking[index]).sum(axis=1) / weight.sum(axis=1)
+        sided = weight * np.where(slab > plane, -1.0, 1.0)
+        outwards = np.einsum("pk,pkc->pc", sided, normal)
+        outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-9)
+        return value, sheet, outwards
+
+
+def sheet_thickness(points: FusedPoints, reach: float) -> Float[ndarray, " n"]:
+    """Return how far behind each point the other side of a thin sheet lies; infinite if none does.
+
+    The other side is the nearest point that faces the other way, sought by position and normal at
+    once: beside a side that many views saw it may be seen at a slant, by few points far between.
+
+    Args:
+        points: both sides of a surface.
+        reach: world units within which the other side is sought.
+    """
+    scaled = points.position / reach
+    tree = cKDTree(np.concatenate([scaled, points.normal], axis=1))
+    turned = np.concatenate([scaled, -points.normal], axis=1)
+    distance, other = query(tree, turned, distance_upper_bound=1.0)
+    found = np.isfinite(distance)
+    other = other[found]
+    apart = points.position[found] - points.position[other]
+    across = 0.5 * (points.normal[found] - points.normal[other])
+    thickness = np.full(len(points.position), np.inf)
+    thickness[found] = (apart * across).sum(axis=1)
+    return thickness

@@ -23,7 +23,8 @@ class Corruption:
         normal_noise: standard deviation of normals, per world unit of depth noise.
         drop_share: share of the samples that lose views.
         max_dropped: most views that a sample loses.
-        blur_px: greatest standard deviation of the blur of silhouettes, at the greatest noise.
+        blur_px: standard deviation of the blur of silhouettes at the greatest noise; it falls with
+            the root of the noise.
         misaligned_share: share of the samples that are not exact whose views do not stand where
             their cameras say.
         misaligned_px: standard deviation of a view's shift within its image plane, in pixels.
@@ -79,7 +80,7 @@ def corrupt(
         noise = 0.8 * _smooth(shape, rng) + 0.6 * rng.standard_normal(shape)
         normal[..., channel] += settings.normal_noise * level * noise
     normal = normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
-    new_hit = _blurred(hit, settings.blur_px * level / high, rng)
+    new_hit = _blurred(hit, settings.blur_px * (level / high) ** 0.5, rng)
     for view in range(len(cameras)):
         if not hit[view].any():
             continue

@@ -9,15 +9,16 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
-from modules.geometry.cameras import project_inside
+from modules.geometry.cameras import project_inside, ray_per_depth
 from modules.geometry.classical_field import ClassicalField, FieldSample
+from modules.geometry.lift import Observation
 from modules.geometry.neighbours import query
 
 POINT_CHANNELS = 27
 """Features of a point: see `Evidence.features`."""
 
-DOUBT_CHANNEL = 0
-"""Which of them is the doubt."""
+DOUBT_CHANNEL, UNSEEN_CHANNEL = 0, 1
+"""Which of them are the doubt, and that part of it which is want of sight."""
 
 GEOMETRY_CHANNELS = 11
 """Presence, mean offset (3), mean normal (3), free space, noise, roughness, spacing; never rgb."""
@@ -43,6 +44,13 @@ EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.11, 0.31
 """In spacings: of exact images (.105 at most on 24 assets at three sizes, as shading normals are
 smooth) and of those about which everything may be doubted (depth noise of .015 gives .26 and more).
 """
+
+
+def rays_of_points(observation: Observation) -> Float[ndarray, "n 3"]:
+    """Return how each lifted point moves when its depth grows by one."""
+    side = observation.hit.shape[-1]
+    along = np.stack([ray_per_depth(camera, side) for camera in observation.cameras])
+    return along[observation.hit]
 
 
 class Evidence:
@@ -86,9 +94,13 @@ class Evidence:
         unseen = np.clip(np.maximum(0.5 * aside - 0.75, below), 0.0, 1.0)
         unseen[far] = 1.0
         unseen[free >= 0.99 * self.field.carve_band] = 0.0
-        noisy = (self.roughness - EXACT_ROUGHNESS) / (FULL_ROUGHNESS - EXACT_ROUGHNESS)
-        noisy = min(max(noisy, 4.0 * self.field.noise / self.field.settings.truncation, 0.0), 1.0)
-        return unseen + (1.0 - unseen) * noisy, unseen
+        return unseen + (1.0 - unseen) * self.contradiction, unseen
+
+    @property
+    def contradiction(self) -> float:
+        """How far the views contradict each other, in [0, 1]: 0 for exact images."""
+        rough = (self.roughness - EXACT_ROUGHNESS) / (FULL_ROUGHNESS - EXACT_ROUGHNESS)
+        return min(max(rough, 4.0 * self.field.noise / self.field.settings.truncation, 0.0), 1.0)
 
     def features(
         self, points: Float[ndarray, "p 3"], sample: FieldSample

@@ -11,6 +11,9 @@ from scipy import ndimage
 from data_pipeline.contract import Camera
 from modules.geometry.nearest_pixel import nearest_pixel
 
+DRIFT_WINDOW = 1.5
+"""Pixels, a standard deviation: errors that neighbours share are of their view, others random."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HitRule:
@@ -47,8 +50,10 @@ class Observation:
         colour: their sRGB colours in [0, 1].
         view: index of the view that each comes from.
         spacing: world units between neighbouring pixels' rays where the object is.
-        misplaced: median distance of the coords from their pixels' rays, world units: 0 where a
-            renderer made them, and as large as the errors of depth where a network did.
+        misplaced: distance of each point's coord from its pixel's ray, world units: 0 where a
+            renderer made it, and as large as the error of depth where a network did.
+        drift: by how much, in the median, coords miss their rays as those around them do: what is
+            left of `misplaced` once random errors are averaged out.
     """
 
     cameras: tuple[Camera, ...]
@@ -60,7 +65,8 @@ class Observation:
     colour: Float[ndarray, "n 3"]
     view: Int[ndarray, " n"]
     spacing: float
-    misplaced: float = 0.0
+    misplaced: Float[ndarray, " n"]
+    drift: float
 
     @property
     def point_of_pixel(self) -> Int[ndarray, "v h w"]:
@@ -117,7 +123,7 @@ def lift(
         found = hit & solid
         seen_through = ~found
     rgb = fill_background(rgb, found)
-    off_ray = np.linalg.norm(pixels - _pixel_centres(resolution_px), axis=-1)[found]
+    missed = (pixels - _pixel_centres(resolution_px)) * spacing[:, None, None, None]
     return Observation(
         cameras=tuple(cameras),
         hit=found,
@@ -128,7 +134,8 @@ def lift(
         colour=rgb[found],
         view=np.nonzero(found)[0],
         spacing=float(spacing.mean()),
-        misplaced=float(np.median(off_ray) * spacing.mean()) if len(off_ray) else 0.0,
+        misplaced=np.linalg.norm(missed, axis=-1)[found],
+        drift=_drift(missed, found),
     )
 
 
@@ -156,6 +163,22 @@ def find_hit(
     jump = rule.depth_jump
     between = (depth - low > jump / 4) & (high - depth > jump / 4)
     return hit & ~(between & (high - low > jump + 3.0 * slope))
+
+
+def _drift(missed: Float[ndarray, "v h w 2"], hit: Bool[ndarray, "v h w"]) -> float:
+    """Return the median length of what foreground coords miss their rays by on a local mean.
+
+    Args:
+        missed: by which (x, y) they do.
+        hit: the foreground.
+    """
+    if not hit.any():
+        return 0.0
+    window = (0.0, DRIFT_WINDOW, DRIFT_WINDOW)
+    share = ndimage.gaussian_filter(hit.astype(np.float64), window)[hit]
+    inside = np.where(hit[..., None], missed, 0.0)
+    total = ndimage.gaussian_filter(inside, (*window, 0.0))[hit]
+    return float(np.median(np.linalg.norm(total, axis=1) / share))
 
 
 def _pixel_centres(side: int) -> Float[ndarray, "h w 2"]:

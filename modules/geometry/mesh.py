@@ -20,6 +20,9 @@ WRITTEN_SUFFIXES = (".glb", ".obj", ".ply")
 Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
 """Files whose up is +Y: glTF by its standard, OBJ as Blender reads and writes it."""
 
+LINEAR_COLOUR_SUFFIXES = (".glb", ".gltf")
+"""Files whose vertex colours are linear, by their standard; in others they are sRGB."""
+
 
 @runtime_checkable
 class Mesh(Protocol):
@@ -271,7 +274,8 @@ def load_mesh(path: pathlib.Path) -> ColoredMesh:
         matrix, name = scene.graph[node]
         geometry = scene.geometry[name]
         if isinstance(geometry, trimesh.Trimesh) and len(geometry.faces):
-            parts.append(_bake(geometry, np.asarray(matrix, dtype=np.float64), textures))
+            linear = path.suffix.lower() in LINEAR_COLOUR_SUFFIXES
+            parts.append(_bake(geometry, np.asarray(matrix, dtype=np.float64), textures, linear))
     if not parts:
         raise UserError(f"{path} holds no faces: give a file with a triangle mesh")
     offsets = np.cumsum([0] + [len(part.vertices) for part in parts])
@@ -295,7 +299,10 @@ def load_mesh(path: pathlib.Path) -> ColoredMesh:
 
 
 def _bake(
-    geometry: trimesh.Trimesh, matrix: Float[ndarray, "4 4"], textures: list[ndarray]
+    geometry: trimesh.Trimesh,
+    matrix: Float[ndarray, "4 4"],
+    textures: list[ndarray],
+    linear_colours: bool,
 ) -> ColoredMesh:
     """Return one part of a scene in the scene's frame; its texture is appended to `textures`."""
     linear = matrix[:3, :3]
@@ -310,7 +317,7 @@ def _bake(
         stored = np.asarray(geometry.vertex_normals, dtype=np.float64)
         stored = _unit(stored @ np.linalg.inv(linear) if np.linalg.det(linear) else stored)[faces]
         normals = np.where(np.linalg.norm(stored, axis=-1, keepdims=True) > 0.5, stored, normals)
-    uv, tint, texture = _appearance(geometry, faces)
+    uv, tint, texture = _appearance(geometry, faces, linear_colours)
     index = -1
     if texture is not None:
         index = len(textures)
@@ -327,7 +334,7 @@ def _bake(
 
 
 def _appearance(
-    geometry: trimesh.Trimesh, faces: Int[ndarray, "f 3"]
+    geometry: trimesh.Trimesh, faces: Int[ndarray, "f 3"], linear_colours: bool
 ) -> tuple[Float[ndarray, "f 3 2"], Float[ndarray, "f 3 3"], ndarray | None]:
     """Return corner uv, linear corner tint, and the texture (or None) of one part."""
     uv, tint = np.zeros((*faces.shape, 2)), np.ones((*faces.shape, 3))
@@ -346,7 +353,8 @@ def _appearance(
             if material.baseColorTexture is not None:
                 return uv, tint, np.asarray(material.baseColorTexture.convert("RGB"))
     elif visual.kind == "vertex":
-        tint = srgb_to_linear(visual.vertex_colors[faces][..., :3] / 255.0)
+        colours = visual.vertex_colors[faces][..., :3] / 255.0
+        tint = colours if linear_colours else srgb_to_linear(colours)
     elif visual.kind == "face":
         tint = np.repeat(srgb_to_linear(visual.face_colors[:, None, :3] / 255.0), 3, axis=1)
     return uv, tint, None

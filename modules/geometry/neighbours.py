@@ -17,7 +17,7 @@ LEAST_CHUNK, MOST_CHUNK = 2048, 16_384
 _of_pool = threading.local()
 
 
-def query(tree: cKDTree, points: Float[ndarray, "p 3"], **options: Any) -> tuple[ndarray, ndarray]:
+def query(tree: cKDTree, points: Float[ndarray, "p d"], **options: Any) -> tuple[ndarray, ndarray]:
     """Return distances and indices of neighbours; `options` are those of the tree's own query."""
     alone = getattr(_of_pool, "member", False)
     return tree.query(points, workers=1 if alone else torch.get_num_threads(), **options)

@@ -17,6 +17,10 @@ FACE_ALIKE = 0.35
 
 FEWEST_MATCHES = 20
 
+RANDOM_SHARE = 0.7
+"""What drifts is less than this share of random errors: .4 to .6 of the small autoencoder's at 64
+px, to .7 at 128, and .73 to .98 of TAEF2's, of either decoder."""
+
 LARGEST_NOISE = 0.04
 """World units: images that contradict each other by more are read as if by this much. What is one
 view's error must not melt what the others show."""
@@ -30,9 +34,9 @@ def estimate_noise(observation: Observation) -> float:
     differ by. A lifted point lies in front of nothing that another view saw, and on no view's
     background, but for errors: the upper quartile of those trespasses, a pixel of grace given.
     And coords that miss their pixels' rays will have missed along the rays by about as much: half
-    of the median, which counts two axes; up to a tenth of a pixel may be rounding. Where they miss
-    by at most half a pixel, they are better than the normals beside them, and points off each
-    other's planes tell of those.
+    of the median, which counts two axes; up to a tenth of a pixel may be rounding. Where that is
+    at random, coords are better than the normals beside them, and points off each other's planes
+    tell of those.
     """
     if not len(observation.position):
         return 0.0
@@ -42,14 +46,24 @@ def estimate_noise(observation: Observation) -> float:
         normal = mean_normal(observation.normal, pairs)
         apart = observation.position[pairs[:, 0]] - observation.position[pairs[:, 1]]
         off = float(np.median(np.abs((normal * apart).sum(axis=1))))
-    along = observation.misplaced
-    if 0.1 * observation.spacing < along <= 0.5 * observation.spacing:
+    along = float(np.median(observation.misplaced))
+    if errs_at_random(observation):
         off = 0.0
     return max(
         1.5 * off if off > 0.15 * observation.spacing else 0.0,
         0.5 * along if along > 0.1 * observation.spacing else 0.0,
         float(np.percentile(trespasses(observation), 75)),
     )
+
+
+def errs_at_random(observation: Observation) -> bool:
+    """Return whether coords miss their rays mostly each in its own way, not with those around them.
+
+    So do the project's small autoencoder's, where no view lies apart from the others. Those of
+    autoencoders made for pictures drift: neighbours err alike, and views differently.
+    """
+    missed = float(np.median(observation.misplaced))
+    return missed > 0.1 * observation.spacing and observation.drift < RANDOM_SHARE * missed
 
 
 def matches(

@@ -1,5 +1,6 @@
 """Whether a mesh is sound, whatever it should look like."""
 
+import igl.predicates
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -16,8 +17,10 @@ def mesh_quality(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) ->
 
     Keys: `faces`; `degenerate_faces` (corners that coincide, or no area); `border_edges` (edges of
     one face); `tangled_edges` (edges of three faces or more, or of two that run the same way);
-    `pinched_vertices` (where fans of faces meet at a point only); `components` (parts joined by
-    edges or corners); `manifold` (1 when no edge is tangled and no vertex is pinched);
+    `pinched_vertices` (where fans of faces meet at a point only); `self_intersecting_faces` (faces
+    that meet another in more than a corner or an edge that both have; a copy of a face does);
+    `components` (parts joined by edges or corners); `manifold` (1 when no edge is tangled and no
+    vertex is pinched);
     `watertight` (1 when no edge is tangled or on a border) and `genus` (handles of all parts
     together, by Euler's formula; NaN unless both manifold and watertight).
     """
@@ -47,6 +50,7 @@ def mesh_quality(vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]) ->
         "border_edges": float(border),
         "tangled_edges": float(tangled),
         "pinched_vertices": float(pinched),
+        "self_intersecting_faces": float(len(self_intersecting_faces(welded_vertices, solid))),
         "components": float(num_components),
         "genus": num_components - characteristic / 2.0 if closed else float("nan"),
         "manifold": float(tangled == 0 and pinched == 0),
@@ -66,6 +70,21 @@ def face_components(faces: Int[ndarray, "f 3"]) -> Int[ndarray, " f"]:
         return np.zeros(0, dtype=np.int64)
     _, component = connected_components(graph, directed=False)
     return component[index[:, 0]].astype(np.int64)
+
+
+def self_intersecting_faces(
+    vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"]
+) -> Int[ndarray, " k"]:
+    """Return the indices of faces that meet another outside of the corners that both have.
+
+    libigl's tree of boxes and Shewchuk's exact predicates; touching counts. Faces of equal corners
+    must be left out.
+    """
+    if not len(faces):
+        return np.zeros(0, dtype=np.int64)
+    corners, triangles = np.ascontiguousarray(vertices), np.ascontiguousarray(faces, np.int64)
+    _, pairs, _ = igl.predicates.find_self_intersections(corners, triangles)
+    return np.unique(pairs).astype(np.int64)  # of the type long long
 
 
 def _count_pinched(faces: Int[ndarray, "f 3"], edges: Int[ndarray, "f 3"]) -> int:

@@ -63,6 +63,7 @@ COUNTS = (
     "border_edges",
     "tangled_edges",
     "pinched_vertices",
+    "self_intersecting_faces",
     "components",
     "genus",
 )

@@ -1,13 +1,16 @@
-"""The refiner-decoder's field: the classical estimate of one observation plus what was learned."""
+"""The refiner-decoder's field: the classical estimate of one observation, and what was learned."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from modules.geometry.classical_field import ClassicalField
-from modules.geometry.evidence import Evidence
+from modules.geometry.evidence import Evidence, rays_of_points
+from modules.geometry.lift import Observation
 from modules.networks.refiner import Refiner
 
 
@@ -23,28 +26,51 @@ class RefinedField:
 
     def __init__(self, classical: ClassicalField, refiner: Refiner | None) -> None:
         self.classical = classical
+        """Of the points as the network corrected them."""
         self.refiner = refiner
         if refiner is not None:
             self._evidence = Evidence(classical)
             volumes = self._evidence.volumes(refiner.side)
             with torch.inference_mode():
                 self._volumes = refiner.encode(*(self._tensor(volume) for volume in volumes))
+            if self._evidence.contradiction > 0:
+                self.classical = classical.of(self._corrected(classical))
+
+    def _corrected(self, classical: ClassicalField) -> Observation:
+        """Return the observation with depths and normals as the network corrects them."""
+        assert self.refiner is not None
+        seen = classical.observation
+        along = rays_of_points(seen)
+        features = self._evidence.features(seen.position, classical.sample(seen.position))
+        with torch.inference_mode():
+            moved, normal = (
+                each[0].cpu().numpy().astype(np.float64)
+                for each in self.refiner.correct_points(
+                    self._volumes,
+                    *(self._tensor(each) for each in (seen.position, features, seen.normal, along)),
+                )
+            )
+        depth = seen.depth.copy()
+        depth[seen.hit] += moved
+        position = seen.position + moved[:, None] * along
+        return replace(seen, depth=depth, position=position, normal=normal)
 
     def distance(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
         """Return signed distances at world points, positive outside."""
         sample = self.classical.sample(points)
-        doubted = self._doubted(points, sample.free)
-        if self.refiner is None or not len(doubted):
+        if self.refiner is None:
             return sample.distance
-        chosen = points[doubted]
+        unseen = self._doubted(points, sample.free, part=1)
+        if not len(unseen):
+            return sample.distance
+        chosen = points[unseen]
+        features = self._evidence.features(chosen, self._evidence.field.sample(chosen))
         with torch.inference_mode():
             residual = self.refiner.distance_residual(
-                self._volumes,
-                self._tensor(chosen),
-                self._tensor(self._evidence.features(chosen, sample.at(doubted))),
+                self._volumes, self._tensor(chosen), self._tensor(features)
             )
         distance = sample.distance.copy()
-        distance[doubted] += residual[0].cpu().numpy().astype(np.float64)
+        distance[unseen] += residual[0].cpu().numpy().astype(np.float64)
         return distance
 
     def colour(
@@ -52,11 +78,14 @@ class RefinedField:
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] at world points on the surface with these unit normals."""
         colour = self.classical.colour(points, normals)
+        if self.refiner is None:
+            return colour
+        observed = self._evidence.field
         doubted = self._doubted(points, self.classical.free_space(points))
-        if self.refiner is None or not len(doubted):
+        if not len(doubted):
             return colour
         chosen = points[doubted]
-        features = self._evidence.features(chosen, self.classical.sample(chosen))
+        features = self._evidence.features(chosen, observed.sample(chosen))
         inputs = chosen, features, colour[doubted], normals[doubted]
         with torch.inference_mode():
             residual = self.refiner.colour_residual(
@@ -66,11 +95,11 @@ class RefinedField:
         colour[doubted] += residual[0].cpu().numpy().astype(np.float64)
         return np.clip(colour, 0.0, 1.0)
 
-    def _doubted(self, points: Float[ndarray, "p 3"], free: Float[ndarray, " p"]) -> ndarray:
-        """Return the indices of the points where the network may say something."""
-        if self.refiner is None or not len(points):
-            return np.empty(0, dtype=np.int64)
-        return np.flatnonzero(self._evidence.doubt(points, free)[0] > 0)
+    def _doubted(
+        self, points: Float[ndarray, "p 3"], free: Float[ndarray, " p"], part: int = 0
+    ) -> Int[ndarray, " q"]:
+        """Return the indices of points in doubt; of those that nothing saw, if `part` is 1."""
+        return np.flatnonzero(self._evidence.doubt(points, free)[part] > 0)
 
     def _tensor(self, array: Float[ndarray, "..."]) -> Tensor:
         """Return an array as a batch of one, where the network is."""

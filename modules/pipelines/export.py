@@ -146,13 +146,18 @@ def export(
     return f"{report}, {path.stat().st_size / 1e6:.1f} MB, {seconds:.1f} s"
 
 
-def model_digest(checkpoint: Path) -> str:
-    """Return a SHA-256 of all weights of a pipeline folder, by which a file tells who made it.
+def model_digest(checkpoint: Path, stages: Sequence[str] = ("",)) -> str:
+    """Return a SHA-256 of the weights of a pipeline folder, by which a file tells who made it.
 
     Of pretrained parts, which it names and does not hold, their fingerprints.
+
+    Args:
+        checkpoint: the folder.
+        stages: subfolders that count; all by default.
     """
     digest = hashlib.sha256()
-    for path in sorted(checkpoint.rglob("*.safetensors")):
+    weights = (path for each in stages for path in (checkpoint / each).rglob("*.safetensors"))
+    for path in sorted(weights):
         name = path.relative_to(checkpoint).as_posix()
         digest.update(f"{name} {file_digest(path)}\n".encode())
     for part, weights in fingerprints(checkpoint / "denoiser").items():

@@ -238,6 +238,7 @@ class TextTo25D:
         noise: Float[Tensor, "b m v c h w"],
         sampling: Sampling,
         *,
+        start: float = 1.0,
         clean: Float[Tensor, "b m v c h w"] | None = None,
         held: Bool[Tensor, "b m"] | None = None,
         progress: Progress | None = None,
@@ -249,6 +250,7 @@ class TextTo25D:
             null: what guidance leads away from.
             noise: to start from.
             sampling: how.
+            start: noise level of `noise`.
             clean: latents of what is held.
             held: modalities of samples that stay clean.
             progress: called after every pass.
@@ -276,6 +278,7 @@ class TextTo25D:
             noise,
             sampling,
             shift=self._shift(sampling.steps),
+            start=start,
             clean=clean,
             held=held,
             progress=progress,

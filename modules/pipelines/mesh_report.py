@@ -18,6 +18,7 @@ class MeshReport:
         vertices: as files hold them: those on a texture seam once per chart.
         watertight: no edge is on a border or shared by more than two faces.
         manifold: no edge is shared by more than two faces, no vertex joins separate surfaces.
+        self_intersecting_faces: triangles that meet another outside of corners that both have.
         components: parts that hang together.
         size: of the bounding box, in the file's units, along the world's X, Y and Z.
         texture_px: side of the texture.
@@ -28,6 +29,7 @@ class MeshReport:
     vertices: int
     watertight: bool
     manifold: bool
+    self_intersecting_faces: int
     components: int
     size: tuple[float, float, float]
     texture_px: int
@@ -45,6 +47,7 @@ class MeshReport:
             vertices=len(mesh.vertices),
             watertight=quality["watertight"] == 1.0,
             manifold=quality["manifold"] == 1.0,
+            self_intersecting_faces=int(quality["self_intersecting_faces"]),
             components=int(quality["components"]),
             size=(float(extent[0]), float(extent[1]), float(extent[2])),
             texture_px=len(mesh.texture),
@@ -57,6 +60,7 @@ class MeshReport:
             f"{self.faces} faces, {self.components} {parts}, "
             f"{'' if self.watertight else 'not '}watertight, "
             f"{'' if self.manifold else 'not '}manifold, "
+            f"{self.self_intersecting_faces or 'no'} self-intersecting faces, "
             f"{' x '.join(f'{side:.3g}' for side in self.size)}, "
             f"texture of {self.texture_px} px, {self.texture_use:.0%} of it used"
         )

@@ -231,6 +231,7 @@ class Reconstructor:
             settings = replace(settings, truncation=self.refiner.truncation)
         classical = ClassicalField(observation, settings)
         field = RefinedField(classical, self.refiner)
+        classical = field.classical
         vertices, faces = extract_isosurface(
             field.distance, grid, observation.position, sharp=shows_edges(classical, grid)
         )
@@ -242,7 +243,7 @@ class Reconstructor:
                 f"the images contradict each other everywhere: their surface is a foam of "
                 f"{len(faces)} faces; {LOOK}"
             )
-        vertices = classical.thinned(vertices, faces)
+        vertices = classical.thinned(vertices)
         vertices, faces = decimate(vertices, faces, self.num_faces)
         if refine_steps:
             with tqdm(total=refine_steps, desc="fit", unit="step", leave=False) as bar:

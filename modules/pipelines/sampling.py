@@ -83,6 +83,7 @@ def integrate(
     sampling: Sampling,
     *,
     shift: float,
+    start: float = 1.0,
     clean: Float[Tensor, "b m v c h w"] | None = None,
     held: Bool[Tensor, "b m"] | None = None,
     progress: Progress | None = None,
@@ -91,14 +92,15 @@ def integrate(
 
     Args:
         velocity: of the flow.
-        noise: to start from.
+        noise: to start from; or latents that are noised to the level `start`.
         sampling: how.
         shift: of the noise levels; above 1 takes finer steps where noise is strong.
+        start: noise level in (0, 1] of `noise`.
         clean: latents of what is held; the rest of it is not read.
         held: modalities of samples that stay clean, at timestep 0, from start to end; None: none.
         progress: called after every pass.
     """
-    scheduler = make_scheduler(sampling, shift)
+    scheduler = make_scheduler(sampling, shift, start)
     is_noisy = torch.ones(noise.shape[:2], device=noise.device)
     if held is not None:
         is_noisy[held] = 0.0
@@ -118,16 +120,18 @@ def integrate(
     return latents
 
 
-def make_scheduler(sampling: Sampling, shift: float) -> Any:
+def make_scheduler(sampling: Sampling, shift: float, start: float = 1.0) -> Any:
     """Return the solver's scheduler, one entry of `timesteps` and `sigmas` per pass.
 
     All solvers take the same levels, those of Euler's: shifted, from exactly 1 to exactly 0. The
     other two schedulers would choose their own: Heun's ends with a step of .001, and
-    DPM-Solver++'s starts at .999 and rounds to whole thousandths.
+    DPM-Solver++'s starts at .999 and rounds to whole thousandths. From another `start` the steps
+    are as long as they would be from 1, and so many fewer.
     """
-    steps = sampling.steps
+    unshifted = start / (shift - (shift - 1.0) * start)
+    steps = max(1, round(sampling.steps * unshifted))
     euler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
-    euler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / steps, steps).tolist())
+    euler.set_timesteps(sigmas=torch.linspace(unshifted, unshifted / steps, steps).tolist())
     if sampling.solver == "euler":
         return euler
     levels = euler.sigmas.clamp(max=1.0)  # rounding may leave the first a little above

@@ -142,6 +142,8 @@ FIGURE_NOTES = (
     FigureNote("uv_overlap", "Texture overlap", "lower", 3,
                "Share of the covered area that more than one face covers."),
     FigureNote("degenerate_faces", "Degenerate faces", "lower", 0, "Faces without area."),
+    FigureNote("self_intersecting_faces", "Self-intersecting faces", "lower", 0,
+               "Faces that meet another outside of the corners that both have."),
     FigureNote("faces", "Faces", "", 0, "Triangles."),
     FigureNote("true_images_f_score_0.01", "F-score @ 0.01, true images", "higher", 3,
                "The same rebuild without the autoencoder in between."),

@@ -1,4 +1,4 @@
-"""Cases from rendered samples: each rebuilt by the refiner-decoder from its true images."""
+"""Cases from rendered samples: each rebuilt from its true images, or from a model's of them."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
@@ -17,6 +18,7 @@ from modules.geometry.rasterize import render_mesh
 from modules.metrics.appearance import compare_with_views
 from modules.metrics.coherence import mesh_normal_deg
 from modules.metrics.geometry import MeshSurface, SampledSurface, SurfaceSamples
+from modules.pipelines.diffusion_round_trip import DiffusionRoundTrip, check_strength
 from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.cost import measured
 from modules.reporting.evaluation import Case, Loaded, Truth
@@ -24,6 +26,7 @@ from modules.reporting.mesh_files import SUFFIXES, asset_digest, file_digest
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 LARGEST_MISFIT = 0.005
 """How far the 95th percentile of a sample's stored points may lie from its original's surface."""
 
@@ -56,6 +59,8 @@ def rebuild_cases(
     reference: Path | None,
     count: int | None,
     out: Path,
+    strength: float | None = None,
+    device: torch.device = CPU,
 ) -> list[Case]:
     """Return a case for every rendered sample: rebuilt, saved in its asset's own frame, and judged.
 
@@ -70,7 +75,19 @@ def rebuild_cases(
         reference: folder of the original assets, searched with all below it.
         count: so many samples, spread over the set; None for all.
         out: folder that takes the rebuilt meshes.
+        strength: noise level up to which the checkpoint's diffusion model makes the images anew
+            (`DiffusionRoundTrip`); None: the true images.
+        device: of the diffusion model.
+
+    Raises:
+        UserError: images are to be made anew without a diffusion model, or by none of their size.
     """
+    diffuse = None
+    if strength is not None:
+        check_strength(strength)
+        if checkpoint is None:
+            raise UserError(f"strength={strength} needs checkpoint=DIR, whose model makes images")
+        diffuse = DiffusionRoundTrip(checkpoint, device)
     chosen = spread(len(shard_set.uids), count)
     originals = originals_by_uid(reference)
     if checkpoint is None:
@@ -89,8 +106,12 @@ def rebuild_cases(
             frame = SourceFrame(scale=meta["scale"], offset=tuple(meta["offset"]))
             cost: dict[str, float] = {}
             out.mkdir(parents=True, exist_ok=True)
+            seen: Any = sample["images"], cameras, sample["hit"]
+            if diffuse is not None and strength is not None:
+                with measured(cost, "generate"):
+                    seen = diffuse(sample, strength)
             with measured(cost, "reconstruct"):
-                mesh = reconstruct(sample["images"], cameras, sample["hit"], **settings)
+                mesh = reconstruct(*seen, **settings)
                 save_mesh(mesh, out / f"{uid}.glb", frame, {"relief": {"uid": uid}})
             mesh = load_mesh(out / f"{uid}.glb").transformed(frame)  # what is judged is the file
             images = sample["images"].numpy().transpose(0, 1, 3, 4, 2).astype(np.float64)
@@ -108,6 +129,8 @@ def rebuild_cases(
 
         digest = asset_digest(originals[uid]) if uid in originals else "stored samples"
         identity = f"{shard_set.sha256} {weights} {dict(settings)} {digest}"
+        if diffuse is not None:
+            identity += f" {diffuse.name} {strength}"
         return Case(uid, identity, load, [out / f"{uid}.glb"])
 
     return [case(i) for i in chosen]

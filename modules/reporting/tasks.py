@@ -13,6 +13,7 @@ from modules.metrics.composition import Palette
 from modules.metrics.lpips import load_lpips
 from modules.metrics.scoring import ScoringOptions
 from modules.pipelines.device import inference_device
+from modules.pipelines.export import model_digest
 from modules.pipelines.reconstruction import check_mesh_size
 from modules.reporting.evaluation import Case, Shard, Unfinished, evaluate
 from modules.reporting.folder_cases import folder_cases, frame_notes
@@ -118,11 +119,18 @@ def rebuild_task(settings: Settings, data: DataAccess, out: Path) -> str:
         settings=method,
         count=settings["count"],
         out=out / "rebuilt",
+        strength=settings["strength"],
+        device=inference_device(settings["device"]),
         **paths,
     )
     inputs = {"shards": shard_set.sha256}
     if paths["checkpoint"] is not None:
         inputs["checkpoint"] = folder_digest(paths["checkpoint"] / "refiner_decoder")
+    if settings["strength"] is not None:
+        inputs["diffusion"] = model_digest(
+            Path(settings["checkpoint"]), ("autoencoder", "denoiser")
+        )
+        method = method | {"strength": settings["strength"]}
     return _score_meshes(cases, options, settings, out, inputs=inputs, method=method)
 
 
@@ -253,7 +261,7 @@ def _scoring_options(settings: Settings) -> ScoringOptions:
     return options
 
 
-def _mesh_size(settings: Settings) -> dict[str, int]:
+def _mesh_size(settings: Settings) -> dict[str, Any]:
     """Return what is asked of the rebuilt meshes, once it is sure that they can be made."""
     size = {key: settings[key] for key in ("grid", "texture_px")}
     check_mesh_size(**size)

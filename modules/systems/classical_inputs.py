@@ -14,10 +14,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from data_pipeline.contract import Camera
-from modules.geometry.cameras import cameras_from_arrays
+from modules.geometry.cameras import cameras_from_arrays, project_inside
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.corruption import Corruption, corrupt, subsample
-from modules.geometry.evidence import VOLUME_HALF_SIDE, Evidence
+from modules.geometry.evidence import VOLUME_HALF_SIDE, Evidence, rays_of_points
 from modules.geometry.isosurface import GRID_HALF_SIDE, least_thickness
 from modules.geometry.lift import Observation, lift
 from modules.geometry.made_images import load_made_images, made_images_of
@@ -29,9 +29,13 @@ class ClassicalInputs:
     Adds to a sample, all float32: `geometry` (g s s s) and `colour` (4 s s s), the volumes;
     `points` (n 3), the sample's distance points and three neighbours of each of the first
     `eikonal_points`, with `distance` (n) and `features` (n c) there; `surface_features` (k c) and
-    `base` (k 3), the classical colour, at its surface points; and `grid`, for some samples (else
-    None): `values` (r r r), the field on a grid, `index` (q), the flat indices of the grid points
-    near the surface, and `features` (q c), `base` (q 3) and `thickened` (q) there.
+    `base` (k 3), the classical colour, at its surface points; `seen_position`, `seen_normal` and
+    `seen_along` (l 3), some of the lifted points, their normals and how they move when their depth
+    grows by one, with `seen_features` (l c) there, `seen_depth` (l), what their depths lack,
+    `seen_truth` (l 3), their true normals, and `seen_known` (l), 0 where there is no truth; and
+    `grid`, for some samples (else None): `values` (r r r), the field on a grid, `index` (q), the
+    flat indices of the grid points near the surface, and `features` (q c), `base` (q 3) and
+    `thickened` (q) there.
 
     As in the Reconstructor, the field has thin sheets thickened for the sake of a grid; features
     show that, and grids. `distance` is without it, as meshes are in the end: what is learned must
@@ -44,6 +48,7 @@ class ClassicalInputs:
         halved_share: share of the samples of which every other pixel is taken; orthographic views.
         made: folders of images that a model made of known assets (`made_images`).
         made_share: share of the samples that take theirs instead of spoilt ones, if there are any.
+        seen_points: lifted points that are taken of a sample.
         eikonal_points: points at whose neighbours the field is wanted, too.
         eikonal_step: how far away they are, world units.
         rendering_share: share of the samples that bring a grid.
@@ -62,6 +67,7 @@ class ClassicalInputs:
         halved_share: float = 0.0,
         made: Sequence[str] = (),
         made_share: float = 0.0,
+        seen_points: int = 1024,
         eikonal_points: int = 128,
         eikonal_step: float = 0.01,
         rendering_share: float = 0.0,
@@ -72,6 +78,7 @@ class ClassicalInputs:
         self.side, self.truncation, self.corruption = side, truncation, corruption
         self.halved_share, self.made_share = halved_share, made_share
         self.made = [Path(folder) for folder in made]
+        self.seen_points = seen_points
         self.eikonal_points, self.eikonal_step = eikonal_points, eikonal_step
         self.rendering_share, self.rendering_cells = rendering_share, rendering_cells
         self.thickened_for = thickened_for
@@ -110,6 +117,7 @@ class ClassicalInputs:
             "geometry": geometry,
             "colour": colour,
         }
+        arrays |= self._seen(sample, field, evidence, rng)
         grid = self._grid(field, evidence) if rendered else None
         return sample | {key: _tensor(array) for key, array in arrays.items()} | {"grid": grid}
 
@@ -131,6 +139,47 @@ class ClassicalInputs:
         if len(observation.position):
             return observation
         return lift(images, cameras, hit)  # the views that are left show nothing
+
+    def _seen(
+        self,
+        sample: dict[str, Any],
+        field: ClassicalField,
+        evidence: Evidence,
+        rng: np.random.Generator,
+    ) -> dict[str, Float[ndarray, "..."]]:
+        """Return lifted points, what the network reads there, and what their views truly show."""
+        seen = field.observation
+        chosen = rng.integers(len(seen.position), size=self.seen_points)
+        position, along = seen.position[chosen], rays_of_points(seen)[chosen]
+        depth, normal, known = np.zeros(len(chosen)), seen.normal[chosen].copy(), chosen < 0
+        images, hit, cameras = _views(sample)
+        true_view = {camera.name: index for index, camera in enumerate(cameras)}
+        for view, camera in enumerate(seen.cameras):
+            own = np.flatnonzero(seen.view[chosen] == view)
+            shown = true_view.get(camera.name)
+            if shown is None or not len(own):
+                continue
+            inside, pixels, _ = project_inside(cameras[shown], position[own], hit.shape[-1])
+            column, row = pixels.astype(np.int64).T
+            found = hit[shown, row, column]
+            own, row, column = own[inside][found], row[found], column[found]
+            truth, missing = (images[m, shown][:, row, column].T for m in (1, 2))
+            missing = missing / 2.0 - position[own]
+            # Where the ray meets the plane that the pixel truly shows; not where it grazes it.
+            slope = (along[own] * truth).sum(axis=1)
+            steep = np.abs(slope) > 0.3
+            ahead = (missing * along[own]).sum(axis=1) / (along[own] ** 2).sum(axis=1)
+            on_plane = (missing * truth).sum(axis=1) / np.where(steep, slope, 1.0)
+            depth[own], normal[own], known[own] = np.where(steep, on_plane, ahead), truth, True
+        return {
+            "seen_position": position,
+            "seen_normal": seen.normal[chosen],
+            "seen_along": along,
+            "seen_features": evidence.features(position, field.sample(position)),
+            "seen_depth": depth,
+            "seen_truth": normal,
+            "seen_known": known.astype(np.float64),
+        }
 
     def _grid(self, field: ClassicalField, evidence: Evidence) -> dict[str, Tensor]:
         """Return the field on a grid, and what the network reads near its surface."""

@@ -1,6 +1,5 @@
 """Recipe of the refiner-decoder: residuals on the classical field, learned from spoilt images."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,23 @@ from modules.geometry.grid_surface import grid_surface
 from modules.geometry.isosurface import GRID_HALF_SIDE
 from modules.geometry.rasterizer import Rasterizer, rasterizer_for
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
-from modules.losses.field import colour_loss, distance_loss, eikonal_loss
+from modules.losses.field import (
+    colour_loss,
+    distance_loss,
+    eikonal_loss,
+    near_weights,
+    point_losses,
+    wrong_side,
+)
 from modules.losses.rendering import RENDERING_LOSSES, rendering_losses, vertex_normals
 from modules.networks.refiner import FeatureVolumes, Refiner
 from modules.networks.refiner_files import save_refiner
+from modules.systems.randomness import draw_generator
+from modules.systems.replay import Replay
 from modules.systems.schedule import optimizer_with_schedule
+
+LEAST_ERROR = 0.1
+"""Of points as they are, in units of the truncation: samples with less are exact enough."""
 
 
 class RefinerDecoderSystem(lightning.LightningModule):
@@ -33,12 +44,20 @@ class RefinerDecoderSystem(lightning.LightningModule):
         network: builds the refiner.
         optimizer: makes the optimizer of given parameters.
         scheduler: makes the learning-rate scheduler of an optimizer, stepped every step; or None.
+        point_weight: of the distance of corrected points from what is truly seen, as a share of
+            what it was.
+        normal_weight: of the angle of their normals.
         near_weight: of distances near the surface; those far away are mostly right already.
         colour_weight: of the colour error.
         eikonal_weight: of the deviation of the gradient's length from 1.
         eikonal_step: of its finite differences, world units, as the dataset took them.
         rendering_weights: of the errors of rendered images, by name (`rendering_losses`).
         rendering_share: share of the samples that bring a grid, as the dataset draws them.
+        rendering_after: optimizer steps before the rendering losses count: until then a surface is
+            the classical one, as the residual has hardly begun.
+        replay_count: samples of earlier batches that are added to every batch.
+        replay_capacity: samples that are kept for that.
+        seed: of what training draws.
 
     Raises:
         UserError: `rendering_weights` has a name that no rendering loss has.
@@ -52,12 +71,18 @@ class RefinerDecoderSystem(lightning.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
         *,
+        point_weight: float = 1.0,
+        normal_weight: float = 0.5,
         near_weight: float = 5.0,
         colour_weight: float = 1.0,
         eikonal_weight: float = 0.002,
         eikonal_step: float = 0.01,
         rendering_weights: Mapping[str, float] | None = None,
         rendering_share: float = 1.0,
+        rendering_after: int = 0,
+        replay_count: int = 0,
+        replay_capacity: int = 1024,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         unknown = set(rendering_weights or {}) - set(RENDERING_LOSSES)
@@ -71,11 +96,14 @@ class RefinerDecoderSystem(lightning.LightningModule):
             optimizer,
             scheduler,
         )
+        self.point_weight, self.normal_weight = point_weight, normal_weight
         self.near_weight = near_weight
         self.colour_weight, self.eikonal_weight = colour_weight, eikonal_weight
         self.eikonal_step = eikonal_step
         self.rendering_weights = dict(rendering_weights or {})
-        self.rendering_share = rendering_share
+        self.rendering_share, self.rendering_after = rendering_share, rendering_after
+        self.seed = seed
+        self.replay = Replay(replay_count, replay_capacity) if replay_count else None
         self.refiner: Any = None
         self._rasterizer: Rasterizer | None = None
 
@@ -89,11 +117,18 @@ class RefinerDecoderSystem(lightning.LightningModule):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        volumes = self.refiner.encode(batch["geometry"], batch["colour"])
-        figures = self.figures(batch, volumes)
-        rendered, count = self.rendering_figures(batch, volumes)
+        joined = batch
+        if self.replay is not None:
+            joined = self.replay(batch, draw_generator(self, self.seed, batch_idx))
+        volumes = self.refiner.encode(joined["geometry"], joined["colour"])
+        figures = self.figures(joined, volumes)
+        rendered, count = {}, 0
+        if self.global_step >= self.rendering_after:
+            rendered, count = self.rendering_figures(batch, volumes)  # new samples come first
         loss = (
-            figures["distance"]
+            self.point_weight * figures["relative_point"]
+            + self.normal_weight * figures["normal"]
+            + figures["distance"]
             + self.colour_weight * figures["colour"]
             + self.eikonal_weight * figures["eikonal"]
         )
@@ -111,11 +146,14 @@ class RefinerDecoderSystem(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         volumes = self.refiner.encode(batch["geometry"], batch["colour"])
-        self.log_dict(
-            {f"val/loss/{name}": value for name, value in self.figures(batch, volumes).items()},
-            batch_size=len(batch["uid"]),
-            sync_dist=True,
-        )
+        size = len(batch["uid"])
+        for name, value in self.figures(batch, volumes).items():
+            self.log(f"val/loss/{name}", value, batch_size=size, sync_dist=True)
+        rendered, count = self.rendering_figures(batch, volumes)
+        # Every name on every rank, as they wait for each other; a batch without a grid counts 0.
+        for name in self.rendering_weights if self.rendering_share else ():
+            value = rendered.get(f"rendered_{name}", torch.zeros((), device=self.device))
+            self.log(f"val/loss/rendered_{name}", value, batch_size=count, sync_dist=True)
 
     def export(self, directory: Path) -> None:
         """Write config.json and model.safetensors."""
@@ -143,19 +181,39 @@ class RefinerDecoderSystem(lightning.LightningModule):
         centre = distance[:, : shifted.shape[1]]
         # Truncated fields are flat far away; only where the truth is not do gradients count.
         steep = (target[:, : shifted.shape[1]].abs() < 0.6 * truncation).float()
+        along, seen_normal = batch["seen_along"], batch["seen_normal"]
+        moved, turned = self.refiner.correct_points(
+            volumes, batch["seen_position"], batch["seen_features"], seen_normal, along
+        )
+        truth = {"depth": batch["seen_depth"], "truth": batch["seen_truth"], "along": along}
+        truth |= {"known": batch["seen_known"], "truncation": truncation}
+        point, normal = point_losses(moved, turned, **truth)
+        classical_point, classical_normal = point_losses(0.0 * moved, seen_normal, **truth)
         figures = {
+            # Slightly spoilt images, whose errors are small, count as much as others.
+            "relative_point": (point / (classical_point + LEAST_ERROR)).mean(),
+            "point": point.mean(),
+            "normal": normal.mean(),
+            "classical_point": classical_point.mean(),
+            "classical_normal": classical_normal.mean(),
             "colour": colour_loss(colour, albedo),
             "eikonal": eikonal_loss(centre, shifted, self.eikonal_step, steep),
             "classical_colour": colour_loss(base, albedo),
         }
-        for prefix, predicted in (("", distance), ("classical_", batch["distance"])):
-            for name, near in (("distance", self.near_weight), ("near_distance", math.inf)):
+        near = near_weights(target, confidence, 0.5 * truncation)
+        weights = {"distance": 1.0 + (self.near_weight - 1.0) * near, "near_distance": near}
+        for prefix, predicted in (
+            ("", distance[:, :count]),
+            ("classical_", batch["distance"][:, :count]),
+        ):
+            for name, weight in weights.items():
                 figures[prefix + name] = distance_loss(
-                    predicted[:, :count], target, confidence, truncation, near
+                    predicted, target, confidence, truncation, weight
                 )
+            figures[f"{prefix}wrong_side"] = wrong_side(predicted, target, near * confidence)
         # Losses rise and fall with how spoilt a batch is; this share of them falls alone.
-        classical = figures["classical_near_distance"].clamp_min(1e-6)
-        return figures | {"classical_ratio": figures["near_distance"] / classical}
+        classical = figures["classical_point"].clamp_min(1e-6)
+        return figures | {"classical_ratio": figures["point"] / classical}
 
     def rendering_figures(
         self, batch: dict[str, Any], volumes: FeatureVolumes
@@ -180,7 +238,9 @@ class RefinerDecoderSystem(lightning.LightningModule):
                         for key in ("camera_to_world", "ortho_scale", "fov_deg")
                     )
                 )
-                for name, value in self._render(grid, own, sample, cameras).items():
+                with torch.autocast(self.device.type, enabled=False):  # projections need it
+                    rendered = self._render(grid, own, sample, cameras)
+                for name, value in rendered.items():
                     found.setdefault(f"rendered_{name}", []).append(value)
         count = max((len(values) for values in found.values()), default=0)
         return {name: torch.stack(values).mean() for name, values in found.items()}, count

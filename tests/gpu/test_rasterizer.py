@@ -69,27 +69,25 @@ def test_values_and_gradients_equal_the_reference(nvdiffrast: NvdiffrastRasteriz
     """The reference in float64, given the faces that nvdiffrast saw.
 
     Where an outline passes a pixel's centre within rounding, the two choose another neighbour to
-    blend with: 1 in 100 values, and with it all of the gradient of that edge's few vertices.
+    blend with: 1 in 100 values. Gradients are those of all others.
     """
     leaves, faces = inputs(SCENES[scene])[:3], SCENES[scene][1]
     if scene == "soup":  # nvdiffrast's antialiasing knows no corner behind the camera
         faces = faces[:11]
-    weight = torch.rand(2, 16, 16, 8, generator=torch.Generator().manual_seed(3)).double()
     fresh = [leaf.float().cuda().requires_grad_() for leaf in leaves]
     recorder = _Recorder(nvdiffrast)
     ours = images(recorder, *fresh, faces.cuda(), 16)
-    (ours * weight.float().cuda()).sum().backward()
-
     exact = [leaf.clone().requires_grad_() for leaf in leaves]
     theirs = images(_SameFaces(recorder.face), *exact, faces, 16)
-    (theirs * weight).sum().backward()
     difference = (ours.detach().cpu().double() - theirs.detach()).abs()
     assert difference.quantile(0.99) < 1e-4
     assert difference.mean() < 3e-3
-    for mine, other, relative in zip(fresh, exact, (0.25, 0.01, 0.01), strict=True):
+    weight = torch.rand(2, 16, 16, 8, generator=torch.Generator().manual_seed(3)).double()
+    weight[(difference > 1e-4).any(dim=-1)] = 0.0
+    (ours * weight.float().cuda()).sum().backward()
+    (theirs * weight).sum().backward()
+    for mine, other, relative in zip(fresh, exact, (0.05, 0.01, 0.01), strict=True):
         assert_close_gradients(mine.grad, other.grad, relative)
-    error = (fresh[0].grad.cpu().double() - exact[0].grad).norm(dim=1)
-    assert error.quantile(0.9) < 0.02 * exact[0].grad.norm(dim=1).max()
 
 
 class _Recorder:

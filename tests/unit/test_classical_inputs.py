@@ -17,6 +17,7 @@ from data_pipeline.contract import UserError, view_layout
 from data_pipeline.loading.samples import SampleDataset, collate
 from modules.callbacks.round_trips import RoundTrips
 from modules.geometry.corruption import Corruption
+from modules.geometry.evidence import UNSEEN_CHANNEL
 from modules.geometry.made_images import load_made_images, made_images_of, save_made_images
 from modules.latents.spec import fingerprint
 from modules.networks.refiner import Refiner
@@ -90,6 +91,26 @@ def smaller_sphere() -> np.ndarray:
         normals.append(coord / 0.25)
     images = np.stack([np.ones_like(coords), normals, coords])
     return np.moveaxis(images, -1, 2)
+
+
+def test_what_seen_points_lack_is_what_was_added_to_them(shards: Path):
+    """On spoilt images of a ball of radius .5, at every size and with views beside their places."""
+    exact = dataset(shards)[0, 0]
+    assert exact["seen_known"].min() == 1.0
+    assert exact["seen_depth"].abs().max() < 1e-4
+    noise = Corruption(
+        clean_share=0.0, coord_noise=(0.01, 0.01), drop_share=1.0, misaligned_share=1.0
+    )
+    for halved in (0.0, 1.0):
+        sample = dataset(shards, corruption=noise, halved_share=halved)[2, 0]
+        position, along, truth = (sample[f"seen_{name}"] for name in ("position", "along", "truth"))
+        known = (sample["seen_known"] > 0) & ((along * truth).sum(dim=1) < -0.5)
+        assert known.float().mean() > 0.5
+        before = (position.norm(dim=1) - 0.5).abs()[known]
+        mended = position + sample["seen_depth"][:, None] * along
+        after = (mended.norm(dim=1) - 0.5).abs()[known]
+        assert before.mean() > 0.002
+        assert after.mean() < 0.1 * before.mean()
 
 
 def test_images_that_a_model_made_of_an_asset_take_the_place_of_its_own(
@@ -182,6 +203,9 @@ def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alon
     noise = Corruption(clean_share=0.0, coord_noise=(0.01, 0.01), drop_share=0.0)
     sample = dataset(shards, corruption=noise, rendering_share=1.0, rendering_cells=24)[0, 0]
     batch = collate([sample])
+    for features in (batch["surface_features"][0], batch["grid"][0]["features"]):
+        features[:, UNSEEN_CHANNEL] = 1.0  # as if no view had seen it
+    system.refiner.point_head.requires_grad_(False)  # what was seen is not corrected on the grid
     optimizers = system.configure_optimizers()
 
     def error() -> float:
@@ -199,6 +223,8 @@ def test_an_offset_planted_in_the_refiner_is_undone_by_the_rendering_losses_alon
         optimizers.zero_grad()
         torch.stack([figures[f"rendered_{n}"] * w for n, w in weights.items()]).sum().backward()
         for name, parameter in system.named_parameters():
+            if not parameter.requires_grad:
+                continue
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
         optimizers.step()
@@ -225,6 +251,47 @@ def test_a_grid_counts_the_same_whatever_else_its_rank_found(shards: Path):
     assert one > 0.01
     assert two == pytest.approx(2.0 * one, rel=1e-3)
     assert loss([plain, plain], **settings) == without
+
+
+def test_validation_looks_at_the_images_of_the_grids_that_it_is_given(shards: Path):
+    samples = dataset(shards, rendering_share=1.0, rendering_cells=16)
+    rendered, plain = samples[0, 0], samples[1, 1] | {"grid": None}
+    network = partial(Refiner, width=4, hidden=16, side=8)
+    system = RefinerDecoderSystem(
+        network, partial(torch.optim.Adam, lr=1e-3), rendering_weights={"depth": 1.0}
+    )
+    system.configure_model()
+    logged: dict[str, tuple[float, int]] = {}
+
+    def log(name: str, value: torch.Tensor, **options: Any) -> None:
+        logged[name] = float(value), options["batch_size"]
+
+    system.log = log  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        system.validation_step(collate([rendered, plain]), 0)
+        error, count = logged["val/loss/rendered_depth"]
+        system.validation_step(collate([plain]), 0)
+    assert error > 0.01
+    assert count == 1
+    assert logged["val/loss/rendered_depth"][1] == 0
+    assert logged["val/loss/wrong_side"] == logged["val/loss/classical_wrong_side"]
+
+
+def test_rendering_losses_begin_when_they_are_told_to(shards: Path):
+    batch = collate([dataset(shards, rendering_share=1.0, rendering_cells=16)[0, 0]])
+    losses = []
+    for after in (0, 1):
+        system = RefinerDecoderSystem(
+            partial(Refiner, width=4, hidden=16, side=8),
+            partial(torch.optim.Adam, lr=1e-3),
+            rendering_weights={"depth": 1.0},
+            rendering_after=after,
+        )
+        torch.manual_seed(0)
+        system.configure_model()
+        system.log = lambda *args, **kwargs: None
+        losses.append(float(system.training_step(batch, 0).detach()))
+    assert losses[0] > losses[1] + 0.01
 
 
 def plate_sample() -> dict[str, Any]:

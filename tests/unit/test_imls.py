@@ -3,8 +3,9 @@ import pytest
 import trimesh
 from analytic import ORTHO6, bowl, flat_colored, observe, sphere
 
-from modules.geometry.classical_field import ClassicalField
+from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.corruption import Corruption, corrupt
+from modules.geometry.isosurface import extract_isosurface, least_thickness
 from modules.geometry.lift import lift
 from modules.geometry.view_noise import estimate_noise
 
@@ -74,6 +75,37 @@ def test_a_sheet_without_thickness_becomes_a_thin_solid():
     assert (field.sample(points).distance < 0).mean() > 0.99
     points[:, 1] = 0.02
     assert (field.sample(points).distance > 0).all()
+
+
+def test_a_lampshade_has_no_holes_and_no_folds():
+    """A wall without thickness, whose inner side is seen at a slant: one point in five pixels."""
+    angle = np.linspace(0.0, 2.0 * np.pi, 101)[:-1]
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    rings = [
+        np.column_stack([(0.3 - 0.2 * z) * ring, np.full(100, z)])
+        for z in np.linspace(-0.4, 0.4, 9)
+    ]
+    low = np.arange(100)[None] + 100 * np.arange(8)[:, None]
+    beside = np.roll(low, -1, axis=1)
+    quads = np.stack([low, beside, beside + 100, low + 100], axis=-1).reshape(-1, 4)
+    wall = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    field = field_of(flat_colored(trimesh.Trimesh(np.concatenate(rings), wall, process=False)))
+    cells = 64
+    settings = ClassicalSettings(thickness=least_thickness(cells))
+    field = ClassicalField(field.observation, settings)
+    vertices, faces = extract_isosurface(
+        lambda points: field.sample(points).distance, cells, field.observation.position, sharp=False
+    )
+    assert len(vertices) - len(faces) // 2 == 0  # Euler's number of a ring
+    thin = field.thinned(vertices)
+    corners = thin[faces]
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    centre = corners.mean(axis=1)
+    middle = np.abs(centre[:, 2]) < 0.35
+    before = vertices[faces].mean(axis=1)
+    outer = np.linalg.norm(before[:, :2], axis=1) > 0.3 - 0.2 * before[:, 2]
+    outwards = (normal[:, :2] * centre[:, :2]).sum(axis=1) > 0
+    assert (outwards == outer)[middle].mean() > 0.995
 
 
 def test_noise_is_zero_for_exact_images_and_grows_with_contradiction():

@@ -106,6 +106,19 @@ def test_scene_transforms_materials_and_vertex_colours_are_baked(tmp_path: Path)
     np.testing.assert_allclose(colours, [[188 / 255, 0, 0]] * 24, atol=0.003)
 
 
+@pytest.mark.parametrize(("suffix", "shown"), [(".glb", 188 / 255), (".ply", 128 / 255)])
+def test_vertex_colours_without_a_material_are_linear_in_gltf_alone(
+    tmp_path: Path, suffix: str, shown: float
+):
+    box = trimesh.creation.box()
+    box.visual.vertex_colors = np.full((8, 4), [128, 128, 128, 255], dtype=np.uint8)
+    box.export(tmp_path / f"box{suffix}")
+    colours = load_mesh(tmp_path / f"box{suffix}").colours_at(
+        np.arange(12), np.full((12, 3), 1 / 3)
+    )
+    np.testing.assert_allclose(colours, shown, atol=0.003)
+
+
 def test_bilinear_samples_are_exact_at_texel_centres_and_half_way_between():
     uv = np.array([[0.125, 0.875], [0.875, 0.125], [0.5, 0.875]])
     samples = sample_texture(quadrants(), uv)

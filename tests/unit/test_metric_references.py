@@ -230,6 +230,27 @@ def test_faults_of_meshes_equal_those_found_face_by_face_and_trimeshs_verdict(se
     assert bool(figures["watertight"]) == sound
 
 
+def pierces(edge: np.ndarray, triangle: np.ndarray) -> bool:
+    """Whether a segment passes through a triangle: where it meets the plane, in barycentrics."""
+    a, b, c = triangle
+    columns = np.stack([b - a, c - a, edge[0] - edge[1]], axis=1)
+    u, v, t = np.linalg.solve(columns, edge[0] - a)
+    return min(u, v, 1.0 - u - v, t, 1.0 - t) > 0.0
+
+
+def test_self_intersections_equal_those_of_every_edge_against_every_face():
+    generator = np.random.default_rng(0)
+    soup = generator.uniform(size=(60, 1, 3)) + generator.uniform(-0.15, 0.15, size=(60, 3, 3))
+    found = set()
+    for i, first in enumerate(soup):
+        for j, second in enumerate(soup):
+            if i != j and any(pierces(first[[k, k - 1]], second) for k in range(3)):
+                found |= {i, j}
+    assert 5 < len(found) < 55
+    figures = mesh_quality(soup.reshape(-1, 3), np.arange(180).reshape(-1, 3))
+    assert figures["self_intersecting_faces"] == len(found)
+
+
 def test_triangles_cover_what_a_point_in_triangle_test_says():
     corners = np.random.default_rng(0).uniform(-5.0, 25.0, (40, 3, 2))
     corners[:5] = np.round(corners[:5])  # edges through pixel centres' rows are no trouble

@@ -190,6 +190,23 @@ def test_quality_welds_texture_seams_and_counts_faults():
     assert mesh_quality(*apart)["components"] == 2.0
 
 
+def test_faces_that_cross_others_are_counted_and_neighbours_are_not():
+    ball = trimesh.creation.icosphere(3, 0.4)
+    split = np.array(ball.vertices)[np.array(ball.faces).reshape(-1)]  # as texture seams do
+    soup = np.arange(len(split)).reshape(-1, 3)
+    assert mesh_quality(split, soup)["self_intersecting_faces"] == 0.0
+    pushed = np.where(split[:, 2:] > 0.35, split * [1.0, 1.0, -1.5], split)  # out at the far side
+    crossing = mesh_quality(pushed, soup)
+    assert crossing["watertight"] == crossing["manifold"] == 1.0
+    assert 10 < crossing["self_intersecting_faces"] < 0.5 * len(soup)
+    folded = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0.2, 0.3, 0]])
+    over_itself = mesh_quality(folded, np.array([[0, 1, 2], [1, 0, 3]]))
+    assert over_itself["self_intersecting_faces"] == 2.0
+    flat = mesh_quality(folded, np.array([[0, 1, 3], [1, 2, 3]]))
+    assert flat["self_intersecting_faces"] == 0.0
+    assert mesh_quality(folded, np.zeros((0, 3), dtype=np.int64))["self_intersecting_faces"] == 0.0
+
+
 def test_two_bodies_that_touch_at_a_vertex_or_an_edge_are_not_manifold():
     box = trimesh.creation.box()
     faces = np.concatenate([box.faces, box.faces + 8])

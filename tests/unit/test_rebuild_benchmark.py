@@ -3,12 +3,16 @@
 import dataclasses
 import importlib
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from analytic import ORTHO6, observe, sphere
+from sphere_shards import write_sphere_shards
 
+from data_pipeline.shards.manifest import ShardSet
 from modules.geometry.lift import lift
 from modules.geometry.rasterize import render_mesh
 from modules.metrics.geometry import MeshSurface
@@ -77,3 +81,44 @@ def test_a_failed_rebuild_counts_as_the_worst_in_the_table(benchmark, capsys):
     assert cells[0] == "tsdf-128"
     assert cells[2] == "0.500, 0.100"  # F@.01: median and p10 of 1 and 0
     assert cells[-1] == "1"
+
+
+def test_methods_read_true_spoilt_or_sampled_images_with_the_foreground_that_is_known(
+    benchmark, monkeypatch, tmp_path
+):
+    shards = ShardSet(write_sphere_shards(tmp_path / "shards", num_samples=1), "samples")
+    rebuild = benchmark("rebuild")
+
+    class Darker:
+        def __init__(self, pipeline: Path, device: torch.device) -> None:
+            assert pipeline == Path("p")
+
+        def __call__(self, sample, strength):
+            return (1.0 - strength) * sample["images"], ORTHO6
+
+    monkeypatch.setattr(rebuild, "DiffusionRoundTrip", Darker)
+
+    def seen(inputs: str) -> dict:
+        asked = Namespace(inputs=inputs, diffusion=Path("p"), strength=0.4, autoencoder=None)
+        return rebuild._inputs(shards, 0, asked)
+
+    true, spoilt, sampled = seen("true"), seen("strong"), seen("sampled")
+    assert true["hit"].any()
+    assert spoilt["images"].shape[1] == len(spoilt["cameras"]) == len(spoilt["hit"]) == 5
+    assert sampled["hit"] is None
+    np.testing.assert_allclose(sampled["images"], 0.6 * true["images"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--inputs", "sampled"], "sampled needs --diffusion"),
+        (["--inputs", "decoded"], "decoded needs --autoencoder"),
+        (["--diffusion", "p"], "nothing else takes it"),
+    ],
+)
+def test_made_inputs_need_the_model_that_makes_them(benchmark, monkeypatch, tmp_path, given, told):
+    arguments = ["rebuild.py", "s", "--reference", str(tmp_path), "--out", "o"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--methods", "tsdf-64", *given])
+    with pytest.raises(SystemExit, match=told):
+        benchmark("rebuild").main()

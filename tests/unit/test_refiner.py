@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from modules.geometry.corruption import Corruption, corrupt, subsample
 from modules.geometry.evidence import EXACT_ROUGHNESS, Evidence
 from modules.geometry.lift import lift
 from modules.geometry.mesh import load_mesh, save_mesh
-from modules.losses.field import distance_loss, eikonal_loss
+from modules.losses.field import distance_loss, eikonal_loss, near_weights, wrong_side
 from modules.metrics.geometry import MeshSurface, compare_surfaces
 from modules.metrics.mesh_quality import mesh_quality
 from modules.networks.refined_field import RefinedField
@@ -26,7 +27,8 @@ def small_refiner(trained: bool) -> Refiner:
     torch.manual_seed(0)
     refiner = Refiner(width=4, hidden=16, side=16)
     if trained:  # as good as: the heads' last layers hold something
-        for head in (refiner.distance_head, refiner.colour_head):
+        heads: Any = refiner.point_head, refiner.distance_head, refiner.colour_head
+        for head in heads:
             torch.nn.init.normal_(head[-1].weight, std=0.5)
     return refiner.eval()
 
@@ -89,6 +91,27 @@ def test_a_residual_speaks_where_nothing_was_seen_and_where_views_are_noisy(
     assert np.abs(on_noisy - noisy.sample(queries()).distance).mean() > 1e-4
 
 
+def test_points_that_are_corrected_give_the_field_of_the_true_images():
+    """A network that knows what noise added, which stands in for a trained one."""
+    images, hit = observe(bowl(), 48)
+    noise = Corruption(clean_share=0.0, coord_noise=(0.015, 0.015), drop_share=0.0, blur_px=0.0)
+    spoilt, mask, cameras = corrupt(images, hit, ORTHO6, noise, np.random.default_rng(0))
+    true, noisy = lift(images, ORTHO6, hit), ClassicalField(lift(spoilt, cameras, mask))
+    missing = (true.depth - noisy.observation.depth)[hit]
+
+    class Knowing(Refiner):
+        def correct_points(self, volumes, points, evidence, normals, along):
+            assert torch.allclose(evidence[..., 0], torch.ones(()), atol=0.2)
+            return torch.from_numpy(missing).float()[None], torch.from_numpy(true.normal)[None]
+
+    refined = RefinedField(noisy, Knowing(width=4, hidden=16, side=16))
+    near = true.position + np.random.default_rng(1).normal(0.0, 0.003, true.position.shape)
+    exact = ClassicalField(true).sample(near).distance
+    before = np.abs(noisy.sample(near).distance - exact).mean()
+    assert before > 0.003
+    assert np.abs(refined.distance(near) - exact).mean() < 0.3 * before
+
+
 @pytest.mark.parametrize("resolution_px", [48, 96])
 def test_doubt_tells_noisy_images_from_exact_ones(resolution_px: int):
     images, hit = observe(bowl(), resolution_px)
@@ -130,6 +153,8 @@ def test_every_parameter_gets_gradient_once_the_heads_have_left_zero(field: Clas
         torch.nn.functional.normalize(torch.rand(1, 500, 3), dim=2),
     )
     total = refiner.distance_residual(volumes, points, features).square().sum()
+    moved, turned = refiner.correct_points(volumes, points, features, normals, normals)
+    total = total + moved.square().sum() + (turned * torch.rand(1, 500, 3)).sum()
     total = total + refiner.colour_residual(volumes, points, features, base, normals).square().sum()
     total.backward()
     for name, parameter in refiner.named_parameters():
@@ -195,12 +220,30 @@ def test_eikonal_loss_is_zero_for_a_true_distance_and_one_for_a_constant():
 def test_distances_of_unknown_sign_are_compared_without_it():
     predicted, target = torch.tensor([-0.02, 0.03]), torch.tensor([0.02, 0.03])
     sure, unsure = torch.ones(2), torch.zeros(2)
-    assert distance_loss(predicted, target, unsure, 0.05) == 0.0
+    assert distance_loss(predicted, target, unsure, 0.05, sure) == 0.0
     torch.testing.assert_close(
-        distance_loss(predicted, target, sure, 0.05), torch.tensor(0.4), atol=1e-6, rtol=0.0
+        distance_loss(predicted, target, sure, 0.05, sure), torch.tensor(0.4), atol=1e-6, rtol=0.0
     )
-    far = distance_loss(torch.tensor([0.05]), torch.tensor([0.5]), torch.ones(1), 0.05)
+    one = torch.ones(1)
+    far = distance_loss(torch.tensor([0.05]), torch.tensor([0.5]), one, 0.05, one)
     assert far == 0.0  # beyond the truncation all distances are alike
+
+
+def test_leaving_out_a_thin_sheet_costs_as_much_as_filling_what_surrounds_it():
+    """A sheet .004 thick at an unknown place: without weights nothing at all would err least."""
+    height = torch.linspace(-0.02, 0.02, 400)[None].expand(2, -1)
+    thin, thick = height[:1].abs() - 0.002, height[1:]
+    target, sure = torch.cat([thin, thick]), torch.ones(2, 400)
+    weight = near_weights(target, sure, 0.015)
+    inside = target < 0
+    torch.testing.assert_close(
+        (weight * inside).sum(dim=1), (weight * ~inside).sum(dim=1), rtol=0.02, atol=0.0
+    )
+    assert weight[target.abs() > 0.015].max() == 0.0
+    assert weight[1][target[1].abs() < 0.014].std() < 0.01  # both sides of a thick body: alike
+    empty = torch.full_like(target, 0.01)
+    assert wrong_side(empty, target, weight) == pytest.approx(0.5, abs=0.01)
+    assert wrong_side(target, target, weight) == 0.0
 
 
 def test_corruption_is_a_function_of_its_seed_and_leaves_exact_samples_exact():

@@ -66,3 +66,21 @@ def test_an_item_is_bit_equal_in_any_batch_where_the_flow_is(solver):
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmsolver++"])
+@pytest.mark.parametrize("shift", [1.0, 3.1])
+def test_a_flow_that_starts_part_way_takes_its_share_of_the_steps(solver, shift):
+    sampling = Sampling(steps=40, solver=solver)
+    levels = torch.unique(make_scheduler(sampling, shift, 0.4).sigmas).flip(0)
+    assert levels[0].item() == pytest.approx(0.4)
+    assert levels[-1].item() == 0.0
+    whole = torch.unique(make_scheduler(sampling, shift).sigmas)
+    assert len(levels) - 1 == pytest.approx((whole < 0.4).sum().item(), abs=1)
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    result = integrate(curved_flow, noise, sampling, shift=shift, start=0.4)
+    torch.testing.assert_close(result, noise * torch.tensor(-0.4).exp(), rtol=0.02, atol=1e-4)
+
+
+def test_a_flow_that_starts_near_its_end_takes_one_step():
+    assert make_scheduler(Sampling(steps=10), 1.0, 0.01).sigmas.tolist() == pytest.approx([0.01, 0])

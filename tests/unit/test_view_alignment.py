@@ -55,22 +55,6 @@ def test_coords_that_miss_their_rays_are_noise_even_where_no_two_views_see_the_s
     assert 0.005 < estimate_noise(lift(images, ORTHO6, hit)) < 0.02
 
 
-def test_good_coords_are_not_moved_by_bad_normals_and_outlines():
-    """As a small autoencoder decodes: coords to a third of a pixel, normals and outlines off."""
-    images, hit = observe(sphere(), 64)
-    settings = Corruption(clean_share=0, coord_noise=(0.03, 0.03), drop_share=0, blur_px=1.5)
-    found, mask, cameras = corrupt(images, hit, ORTHO6, settings, np.random.default_rng(3))
-    both = hit & mask
-    error = np.random.default_rng(4).choice([-0.005, 0.005], images[2].shape)
-    found[2] = np.where(both[:, None], images[2] + 2.0 * error, found[2])
-    observation = lift(found, cameras, both)
-    field = ClassicalField(observation)
-    assert estimate_noise(observation) < 0.25 * observation.spacing
-    np.testing.assert_array_equal(field.observation.position, observation.position)
-    # It is the rays that tell: points off each other's planes would call for an alignment.
-    assert estimate_noise(replace(observation, misplaced=0.0)) > 0.25 * observation.spacing
-
-
 def test_a_shifted_view_of_a_box_is_put_back_by_the_outlines_of_the_others():
     """No point of the front is seen by two views: the silhouettes alone tell where it is."""
     images, hit = observe(BOX, 64)
