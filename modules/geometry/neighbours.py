@@ -12,7 +12,7 @@ from numpy import ndarray
 from scipy.spatial import cKDTree
 
 LEAST_CHUNK, MOST_CHUNK = 2048, 16_384
-"""Points to a thread at a time: fewer are not worth a thread, more do not stay in a core's cache."""
+"""Points to a thread at a time: fewer are not worth a thread, more leave a core's cache."""
 
 _of_pool = threading.local()
 

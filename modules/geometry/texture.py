@@ -83,6 +83,9 @@ def bake(
         device: where texels are computed; on CUDA by nvdiffrast if that is installed.
     """
     baking = _Baking(vertices, atlas, normals, settings.resolution_px, torch.device(device))
+    if not len(baking.position):  # so many faces that they slip between the texels' centres
+        mean = np.rint(255.0 * colour_field(vertices, normals).mean(axis=0)).astype(np.uint8)
+        return np.tile(mean, (settings.resolution_px, settings.resolution_px, 1))
     total = torch.zeros_like(baking.position[:, 0])
     linear = torch.zeros_like(baking.position)
     for view in range(len(observation.cameras)):

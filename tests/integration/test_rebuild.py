@@ -84,7 +84,7 @@ def test_forty_assets_are_rebuilt_and_carry_their_colours(road: Path):
 @pytest.mark.blender
 @pytest.mark.slow
 def test_the_refiner_learns_eight_spoilt_assets_by_heart(few_shards: Path):
-    """Distance error near the surface and colour error fall below shares of the classical ones."""
+    """Errors of lifted points and of colours fall below shares of the classical ones."""
     torch.manual_seed(0)
     system = RefinerDecoderSystem(
         partial(Refiner, width=8, hidden=64, side=16),
@@ -106,7 +106,7 @@ def test_the_refiner_learns_eight_spoilt_assets_by_heart(few_shards: Path):
         volumes = system.refiner.encode(batch["geometry"], batch["colour"])
         figures = system.figures(batch, volumes)
         optimizer.zero_grad()
-        (figures["distance"] + figures["colour"] + 0.002 * figures["eikonal"]).backward()
+        (figures["relative_point"] + figures["normal"] + figures["colour"]).backward()
         optimizer.step()
-    assert figures["near_distance"] < 0.3 * figures["classical_near_distance"]
+    assert figures["point"] < 0.35 * figures["classical_point"]
     assert figures["colour"] < 0.3 * figures["classical_colour"]
