@@ -28,7 +28,7 @@ LEAST_ALIGNED = 0.25
 """Pixels of noise: views that agree better are left as they are, since outlines and normals, by
 which others are moved, tell no more than that."""
 
-ABOVE, BESIDE = 0.5, 1.0
+ABOVE, BESIDE = 0.75, 1.0
 """Spacings by which the nearest point lies aside of what is above a sheet, and beside its rim."""
 
 
