@@ -56,9 +56,14 @@ class RefinedField:
         return replace(seen, depth=depth, position=position, normal=normal)
 
     def distance(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
-        """Return signed distances at world points, positive outside."""
+        """Return signed distances at world points, positive outside.
+
+        Those of the classical field where views agree: what it takes to lie behind them is then
+        better than what was learned.
+        """
         sample = self.classical.sample(points)
-        if self.refiner is None:
+        refiner = self.refiner
+        if refiner is None or not refiner.unseen or self._evidence.contradiction == 0:
             return sample.distance
         unseen = self._doubted(points, sample.free, part=1)
         if not len(unseen):
@@ -66,7 +71,7 @@ class RefinedField:
         chosen = points[unseen]
         features = self._evidence.features(chosen, self._evidence.field.sample(chosen))
         with torch.inference_mode():
-            residual = self.refiner.distance_residual(
+            residual = refiner.distance_residual(
                 self._volumes, self._tensor(chosen), self._tensor(features)
             )
         distance = sample.distance.copy()

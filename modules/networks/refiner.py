@@ -42,6 +42,7 @@ class Refiner(nn.Module):
         side: voxels along a side of the evidence volumes, a multiple of 2 to the number of levels.
         levels: by how many the U-Nets are coarser than the volumes in the end.
         truncation: an output of 1 means this many world units.
+        unseen: whether rebuilding adds the residual of distances where nothing was seen.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Refiner(nn.Module):
         side: int = 16,
         levels: int = 2,
         truncation: float = 0.05,
+        unseen: bool = False,
     ) -> None:
         super().__init__()
         if side % 2**levels:
@@ -61,9 +63,11 @@ class Refiner(nn.Module):
             "side": side,
             "levels": levels,
             "truncation": truncation,
+            "unseen": unseen,
         }
         self.side = side
         self.truncation = truncation
+        self.unseen = unseen
         self.geometry_net = VolumeUNet(GEOMETRY_CHANNELS, width, levels)
         self.colour_net = VolumeUNet(GEOMETRY_CHANNELS + COLOUR_CHANNELS, width, levels)
         read = 3 * width  # full resolution and the level below it

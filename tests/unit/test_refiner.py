@@ -25,7 +25,7 @@ from modules.pipelines.reconstruction import Reconstructor
 
 def small_refiner(trained: bool) -> Refiner:
     torch.manual_seed(0)
-    refiner = Refiner(width=4, hidden=16, side=16)
+    refiner = Refiner(width=4, hidden=16, side=16, unseen=True)
     if trained:  # as good as: the heads' last layers hold something
         heads: Any = refiner.point_head, refiner.distance_head, refiner.colour_head
         for head in heads:
@@ -77,18 +77,29 @@ def test_where_exact_views_saw_the_surface_no_residual_speaks_at_any_resolution(
     np.testing.assert_array_equal(refined.distance(seen), field.sample(seen).distance)
 
 
-def test_a_residual_speaks_where_nothing_was_seen_and_where_views_are_noisy(
-    field: ClassicalField,
-):
-    refined = RefinedField(field, small_refiner(True))
-    hidden = np.random.default_rng(1).uniform(-0.1, 0.1, (100, 3)) - [0.0, 0.0, 0.3]
-    images, hit = observe(sphere(), 64)
+def test_where_views_contradict_each_other_points_move_and_unseen_distances_change():
+    images, hit = observe(bowl(), 64)
     noise = Corruption(clean_share=0.0, coord_noise=(0.015, 0.015), drop_share=0.0)
     spoilt, mask, cameras = corrupt(images, hit, ORTHO6, noise, np.random.default_rng(0))
     noisy = ClassicalField(lift(spoilt, cameras, mask))
-    assert np.abs(refined.distance(hidden) - field.sample(hidden).distance).max() > 1e-4
-    on_noisy = RefinedField(noisy, small_refiner(True)).distance(queries())
-    assert np.abs(on_noisy - noisy.sample(queries()).distance).mean() > 1e-4
+    refiner = small_refiner(True)
+    refined = RefinedField(noisy, refiner)
+    moved = refined.classical.observation.position - noisy.observation.position
+    assert np.linalg.norm(moved, axis=1).mean() > 1e-3
+    learned = refined.distance(queries()) - refined.classical.sample(queries()).distance
+    assert np.abs(learned).max() > 1e-4
+    unseen = Evidence(noisy).doubt(queries(), refined.classical.free_space(queries()))[1]
+    assert (unseen > 0).any()
+    np.testing.assert_array_equal(learned != 0, unseen > 0)
+    refiner.unseen = False
+    classical = refined.classical.sample(queries()).distance
+    np.testing.assert_array_equal(refined.distance(queries()), classical)
+
+
+def test_exact_images_give_the_classical_field_bit_for_bit(field: ClassicalField):
+    refined = RefinedField(field, small_refiner(True))
+    np.testing.assert_array_equal(refined.distance(queries()), field.sample(queries()).distance)
+    assert refined.classical is field
 
 
 def test_points_that_are_corrected_give_the_field_of_the_true_images():
