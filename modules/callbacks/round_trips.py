@@ -58,21 +58,24 @@ class RoundTrips(lightning.Callback):
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
-        if trainer.is_global_zero and stage == "fit":
+        if stage == "fit":
             data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            self.write(data.dataset, trainer.strategy.root_device)
+            device = trainer.strategy.root_device
+            self.write(data.dataset, device, trainer.global_rank, trainer.world_size)
         trainer.strategy.barrier("round trips")
 
     @torch.no_grad()
-    def write(self, dataset: Any, device: torch.device) -> None:
+    def write(self, dataset: Any, device: torch.device, rank: int = 0, num_ranks: int = 1) -> None:
         """Write what is missing.
 
         Args:
             dataset: `load(i)` gives its samples (SampleDataset).
             device: that the models are on.
+            rank: of the processes that share the work.
+            num_ranks: how many they are.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        indices = range(min(len(dataset), self.count or len(dataset)))
+        indices = range(rank, min(len(dataset), self.count or len(dataset)), num_ranks)
         for source in self.autoencoders:
             autoencoder: Any = load_autoencoder(source)
             weights = fingerprint(autoencoder)[:8]

@@ -1,22 +1,35 @@
-"""A UV atlas for any mesh, within a time limit: xatlas in a child process, else a plain grid."""
+"""A UV atlas for any mesh, within a time limit: xatlas in child processes, else a plain grid."""
 
-import io
+import queue
+import random
 import subprocess
 import sys
+import threading
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-_WORKER = Path(__file__).with_name("atlas_worker.py")
+from modules.geometry import atlas_worker
+from modules.geometry.atlas_worker import Charts
 
 MIP_PX = 128
 """Charts stay a texel apart down to the mip level of this side."""
 
+PART_FACES = 2500
+"""Larger meshes are cut in space: xatlas takes 8 times as long for 3 times the faces. Parts half as
+large would cost a tenth of the texture."""
+
+MOST_WORKERS = 4
+"""Processes that cut parts into charts, if torch may use as many threads."""
 
 LEAST_USE = 0.05
 """Share of the texture that charts must fill, unless a grid of triangles fills less."""
@@ -44,36 +57,62 @@ class Atlas:
         return float(np.abs(ux * vy - uy * vx).sum() / 2.0)
 
 
-class AtlasWorker(AbstractContextManager["AtlasWorker"]):
-    """The child process that unwraps one mesh: started early, it is ready when the mesh is."""
+class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
+    """Child processes that unwrap: started early, they are ready when a mesh is."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        core = random.SystemRandom().randrange(2**16)  # other programs' workers begin elsewhere
+        command = [sys.executable, "-P", str(Path(atlas_worker.__file__))]
+        self._processes = [
+            subprocess.Popen(
+                [*command, str(core + number)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for number in range(min(torch.get_num_threads(), MOST_WORKERS))
+        ]
+        self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        for process in self._processes:
+            self._free.put(process)
 
     def __exit__(self, *_: object) -> None:
-        """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.communicate()
+        """End the processes, whatever they are doing."""
+        self.kill()
+        for process in self._processes:
+            process.communicate()
 
-    def run(self, mesh: bytes, timeout_s: float) -> bytes:
-        """Return what the process makes of a mesh; see `atlas_worker`.
+    def kill(self) -> None:
+        """Let whatever is asked fail."""
+        for process in self._processes:
+            process.kill()
+
+    def ask(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the answers to messages; see `atlas_worker`.
 
         Raises:
-            RuntimeError: it failed or took too long.
+            RuntimeError: a process failed, with the last line that it said.
         """
+        with ThreadPoolExecutor(len(self._processes)) as pool:
+            return list(pool.map(self._ask, messages))
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return a process's answer."""
+        process = self._free.get()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
-            made, told = self._process.communicate(mesh, timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"nothing after {timeout_s:g} s") from error
-        if self._process.returncode:
-            lines = told.decode(errors="replace").strip().splitlines()
-            raise RuntimeError(lines[-1] if lines else f"exit code {self._process.returncode}")
-        return made
+            atlas_worker.send(process.stdin, **message)  # pyright: ignore[reportArgumentType]
+            answer = atlas_worker.receive(process.stdout)  # pyright: ignore[reportArgumentType]
+        except OSError:
+            answer = {}
+        if not answer:
+            told = process.stderr.read().decode(errors="replace").strip().splitlines()
+            self._free.put(process)
+            raise RuntimeError(told[-1] if told else f"exit code {process.wait()}")
+        self._free.put(process)
+        return answer
 
 
 def unwrap(
@@ -82,7 +121,7 @@ def unwrap(
     resolution_px: int,
     padding_px: int | None = None,
     timeout_s: float | None = None,
-    worker: AtlasWorker | None = None,
+    workers: AtlasWorkers | None = None,
 ) -> Atlas:
     """Return a UV atlas. Where xatlas fails or takes too long, warn and lay faces out on a grid.
 
@@ -97,24 +136,25 @@ def unwrap(
             the texture. By default a texel at the mip level of MIP_PX: more in larger textures.
         timeout_s: xatlas is killed after so long: on some meshes it does not end. By default two
             minutes, and two milliseconds for each face where that is more.
-        worker: a fresh one that is to do it; the caller ends it. None starts one.
+        workers: that are to do it, and of no use afterwards if they fail. None starts some.
     """
     if timeout_s is None:
         timeout_s = max(120.0, 0.002 * len(faces))
-    packed = io.BytesIO()
-    np.savez(
-        packed,
-        vertices=vertices.astype(np.float32),
-        faces=faces.astype(np.uint32),
-        resolution_px=resolution_px,
-        padding_px=max(2, resolution_px // MIP_PX) if padding_px is None else padding_px,
-    )
-    try:
-        with AtlasWorker() if worker is None else nullcontext(worker) as process:
-            made = np.load(io.BytesIO(process.run(packed.getvalue(), timeout_s)))
-    except RuntimeError as reason:
-        warnings.warn(f"xatlas gave no atlas ({reason}): a grid atlas is used", stacklevel=2)
-        return grid_atlas(faces, resolution_px)
+    if padding_px is None:
+        padding_px = max(2, resolution_px // MIP_PX)
+    with AtlasWorkers() if workers is None else nullcontext(workers) as own:
+        limit = threading.Timer(timeout_s, own.kill)
+        limit.start()
+        try:
+            charts = _cut(vertices, faces, own)
+            sizes = {"resolution_px": resolution_px, "padding_px": padding_px}
+            [made] = own.ask([asdict(charts) | sizes])
+        except RuntimeError as error:
+            reason = f"nothing after {timeout_s:g} s" if limit.finished.is_set() else error
+            warnings.warn(f"xatlas gave no atlas ({reason}): a grid atlas is used", stacklevel=2)
+            return grid_atlas(faces, resolution_px)
+        finally:
+            limit.cancel()
     atlas = Atlas(
         source=made["source"].astype(np.int64),
         faces=made["faces"].astype(np.int64),
@@ -131,6 +171,49 @@ def unwrap(
         )
         return grid
     return atlas
+
+
+def _cut(
+    vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"], workers: AtlasWorkers
+) -> Charts:
+    """Return the charts of a mesh, those of its parts beside each other.
+
+    Raises:
+        RuntimeError: a process failed.
+    """
+    parts = _split(vertices[faces].mean(axis=1), np.arange(len(faces)))
+    used, messages = [], []
+    for part in parts:
+        own, local = np.unique(faces[part], return_inverse=True)
+        used.append(own)
+        corners = local.reshape(-1, 3).astype(np.uint32)
+        messages.append({"vertices": vertices[own].astype(np.float32), "faces": corners})
+    found = [Charts(**answer) for answer in workers.ask(messages)]
+    side = 1.01 * max(float(charts.flat.max()) for charts in found)
+    per_row = int(np.ceil(np.sqrt(len(found))))
+    source, cut, flat, count = [], np.empty(faces.shape, np.int64), [], 0
+    for number, (part, own, charts) in enumerate(zip(parts, used, found, strict=True)):
+        source.append(own[charts.source])
+        cut[part] = charts.faces.astype(np.int64) + count
+        flat.append(charts.flat + side * np.array(divmod(number, per_row)))
+        count += len(charts.source)
+    return Charts(
+        source=np.concatenate(source),
+        faces=cut,
+        flat=np.concatenate(flat),
+        sides=np.concatenate([charts.sides for charts in found]),
+        page=float(sum(charts.page for charts in found)),
+    )
+
+
+def _split(centre: Float[ndarray, "f 3"], faces: Int[ndarray, " p"]) -> list[Int[ndarray, " q"]]:
+    """Return parts of at most PART_FACES faces, halved across their longest side."""
+    if len(faces) <= PART_FACES:
+        return [faces]
+    axis = np.ptp(centre[faces], axis=0).argmax()
+    order = faces[np.argsort(centre[faces, axis], kind="stable")]
+    half = len(order) // 2
+    return _split(centre, np.sort(order[:half])) + _split(centre, np.sort(order[half:]))
 
 
 def grid_atlas(faces: Int[ndarray, "f 3"], resolution_px: int) -> Atlas:

@@ -1,21 +1,20 @@
-"""The child process of `atlas.unwrap`: xatlas cuts charts once, then packs them until they fit.
+"""A child process of `atlas.unwrap`: xatlas cuts a part of a mesh into charts, or packs charts.
 
-Reads an npz of `vertices`, `faces`, `resolution_px` and `padding_px` from standard input; writes
-one of `source`, `faces` and `uv`. xatlas's own `resolution` is only a wish: its page may come out
-twice as large, and shrunk to the texture its padding halves. Here the charts' scale is sought.
+Answers every message on standard input with one on standard output, until the input ends. Parts
+have `vertices` and `faces`; charts that are to be packed have `resolution_px` and `padding_px` too.
+
+xatlas starts a thread for every core and wakes them all for every chart, which takes longer than
+its work: the process keeps to the core that its argument names, and there are several of them.
 """
 
 import io
+import os
 import sys
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import xatlas
-
-CHUNK_FACES = 2500
-"""Larger meshes are cut in space: xatlas takes 8 times as long for 3 times the faces, and cuts the
-charts of parts on several threads. Parts half as large would cost a tenth of the texture."""
 
 LEAST_PADDING_PX = 2
 """Below, bilinear samples at a chart's border would read its neighbour."""
@@ -30,23 +29,25 @@ AIM, LEAST_SIDE = 0.97, 0.9
 
 @dataclass(frozen=True)
 class Charts:
-    """A mesh cut into charts, which lie in a page of unit scale, side by side.
+    """A mesh cut into charts, which lie side by side on a plane in the mesh's unit of length.
 
     Args:
         source: the mesh's vertex that each atlas vertex copies.
         faces: of atlas vertices.
-        flat: where atlas vertices lie in the page.
+        flat: where atlas vertices lie on the plane.
         sides: width and height of each chart.
+        page: area that xatlas packed them into.
     """
 
     source: np.ndarray
     faces: np.ndarray
     flat: np.ndarray
     sides: np.ndarray
+    page: float
 
-    def area(self, scale: float, padding_px: float) -> float:
-        """Return the area of the charts' boxes, scaled and padded."""
-        return float(np.prod(self.sides * scale + padding_px, axis=1).sum())
+    def area(self, scale: float, gap_px: float) -> float:
+        """Return the area of the charts' boxes, scaled, with a gap beside each."""
+        return float(np.prod(self.sides * scale + gap_px, axis=1).sum())
 
 
 @dataclass(frozen=True)
@@ -66,53 +67,74 @@ class Packed:
 
 
 def main() -> None:
-    """Read, unwrap, write."""
-    mesh = np.load(io.BytesIO(sys.stdin.buffer.read()))
-    resolution_px, padding_px = int(mesh["resolution_px"]), int(mesh["padding_px"])
-    charts = cut_charts(mesh["vertices"], mesh["faces"])
-    packed = pack(charts, resolution_px, padding_px)
-    while packed.use < LEAST_USE and padding_px > LEAST_PADDING_PX:
-        padding_px = max(padding_px // 2, LEAST_PADDING_PX)
-        packed = pack(charts, resolution_px, padding_px)
-    np.savez(sys.stdout.buffer, source=packed.source, faces=packed.faces, uv=packed.uv)
+    """Answer messages."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(sys.argv[1]) % len(cores)]})
+    while message := receive(sys.stdin.buffer):
+        if "flat" in message:
+            sizes = [message.pop(key) for key in ("resolution_px", "padding_px")]
+            answer = pack(Charts(**message), *sizes)
+        else:
+            answer = cut_charts(**message)
+        send(sys.stdout.buffer, **asdict(answer))
+
+
+def send(stream: BinaryIO, **arrays: Any) -> None:
+    """Write a message."""
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    stream.write(len(packed.getvalue()).to_bytes(8, "little") + packed.getvalue())
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> dict[str, Any]:
+    """Return the next message; nothing where the stream ends."""
+    size = int.from_bytes(stream.read(8), "little")
+    packed = stream.read(size)
+    if not size or len(packed) < size:
+        return {}
+    arrays = np.load(io.BytesIO(packed))
+    return {key: arrays[key] if arrays[key].ndim else arrays[key].item() for key in arrays}
 
 
 def cut_charts(vertices: np.ndarray, faces: np.ndarray) -> Charts:
-    """Return a mesh's charts."""
-    parts = _split(vertices[faces].mean(axis=1), np.arange(len(faces)))
+    """Return the charts of a mesh."""
     atlas = xatlas.Atlas()
-    used = []
-    for part in parts:
-        own, local = np.unique(faces[part], return_inverse=True)
-        used.append(own)
-        atlas.add_mesh(vertices[own], local.reshape(-1, 3).astype(np.uint32))
+    atlas.add_mesh(vertices, faces)
     atlas.generate()
-    source, cut, flat, chart, count = [], np.empty(faces.shape, np.int64), [], [], 0
-    for number, (part, own) in enumerate(zip(parts, used, strict=True)):
-        copied, local, uv = atlas.get_mesh(number)
-        source.append(own[copied])
-        cut[part] = local.astype(np.int64) + count
-        flat.append(uv)
-        own_chart = atlas.get_mesh_vertex_assignment(number)[1].astype(np.int64)
-        chart.append(own_chart + (number << 32))
-        count += len(copied)
-    placed = np.concatenate(flat) * [atlas.width, atlas.height]
-    if not placed.max() > 0.0:  # NaN neither
+    source, cut, uv = atlas.get_mesh(0)
+    flat = uv * (np.array([atlas.width, atlas.height]) / atlas.texels_per_unit)
+    if not (len(flat) and flat.max() > 0.0):  # NaN neither
         raise ValueError("xatlas gave charts without area")
-    label = np.concatenate(chart)
-    order = np.argsort(label, kind="stable")
-    first = np.flatnonzero(np.diff(label[order], prepend=-1))
-    low, high = (extreme.reduceat(placed[order], first) for extreme in (np.minimum, np.maximum))
-    return Charts(np.concatenate(source), cut, placed, high - low)
+    chart = atlas.get_mesh_vertex_assignment(0)[1]
+    order = np.argsort(chart, kind="stable")
+    first = np.flatnonzero(np.diff(chart[order].astype(np.int64), prepend=-2))
+    low, high = (extreme.reduceat(flat[order], first) for extreme in (np.minimum, np.maximum))
+    return Charts(source, cut, flat, high - low, float(flat.max()) ** 2)
 
 
 def pack(charts: Charts, resolution_px: int, padding_px: int) -> Packed:
-    """Return the charts, as large as fits, with so many texels between them."""
+    """Return the charts in a texture, with so many texels between them; fewer if they are many."""
+    packed = _pack(charts, resolution_px, padding_px)
+    while packed.use < LEAST_USE and padding_px > LEAST_PADDING_PX:
+        padding_px = max(padding_px // 2, LEAST_PADDING_PX)
+        packed = _pack(charts, resolution_px, padding_px)
+    return packed
+
+
+def _pack(charts: Charts, resolution_px: int, padding_px: int) -> Packed:
+    """Return the charts, as large as fits.
+
+    xatlas's own `resolution` is only a wish: its page may come out twice as large, and shrunk to
+    the texture its padding halves. So the charts' scale is sought.
+    """
     margin_px = (padding_px + 1) // 2  # which xatlas keeps around every chart
+    gap_px = 2 * margin_px + 1
     best: tuple[float, Any] | None = None
-    fill = charts.area(1.0, 0.0) / float(charts.flat.max()) ** 2
+    fill = charts.area(1.0, 0.0) / charts.page
     for _ in range(NUM_PACKINGS):
-        scale = _scale_that_fills(charts, 2 * margin_px + 1, fill * (AIM * resolution_px) ** 2)
+        scale = _scale_that_fills(charts, gap_px, fill * (AIM * resolution_px) ** 2)
         atlas = xatlas.Atlas()
         atlas.add_uv_mesh(charts.flat.astype(np.float32), charts.faces.astype(np.uint32))
         options = xatlas.PackOptions()
@@ -123,28 +145,18 @@ def pack(charts: Charts, resolution_px: int, padding_px: int) -> Packed:
             best = scale, atlas
         if LEAST_SIDE * resolution_px <= side <= resolution_px:
             break
-        fill = charts.area(scale, 2 * margin_px + 1) / side**2
+        fill = charts.area(scale, gap_px) / side**2
     if best is not None:
         atlas, side = best[1], resolution_px
     copied, local, uv = atlas[0]
     return Packed(charts.source[copied], local, uv * [atlas.width, atlas.height] / side)
 
 
-def _scale_that_fills(charts: Charts, padding_px: int, area: float) -> float:
-    """Return the scale at which the charts' padded boxes have so much area."""
-    square, line = charts.area(1.0, 0.0), padding_px * float(charts.sides.sum())
-    missing = max(area - charts.area(0.0, padding_px), 0.01 * area)
+def _scale_that_fills(charts: Charts, gap_px: int, area: float) -> float:
+    """Return the scale at which the charts' boxes, with a gap beside each, have so much area."""
+    square, line = charts.area(1.0, 0.0), gap_px * float(charts.sides.sum())
+    missing = max(area - charts.area(0.0, gap_px), 0.01 * area)
     return (np.sqrt(line**2 + 4.0 * square * missing) - line) / (2.0 * square)
-
-
-def _split(centre: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
-    """Return parts of at most CHUNK_FACES faces, halved across their longest side."""
-    if len(faces) <= CHUNK_FACES:
-        return [faces]
-    axis = np.ptp(centre[faces], axis=0).argmax()
-    order = faces[np.argsort(centre[faces, axis], kind="stable")]
-    half = len(order) // 2
-    return _split(centre, np.sort(order[:half])) + _split(centre, np.sort(order[half:]))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ LEAST_ALIGNED = 0.25
 """Pixels of noise: views that agree better are left as they are, since outlines and normals, by
 which others are moved, tell no more than that."""
 
+ABOVE, BESIDE = 0.75, 1.0
+"""Spacings by which the nearest point lies aside of what is above a sheet, and beside its rim."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassicalSettings:
@@ -159,9 +162,13 @@ class ClassicalField:
                 points[near], distance[near], index[near], free[near]
             )
             trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
-            margin = trust * (settings.margin * spacing + sheet)
-            value[near] = np.clip(plane - sheet, value[near] - margin, value[near] + margin)
-            thickened[near] = sheet
+            alone, margin = value[near], trust * settings.margin * spacing
+            thin = np.clip(plane, alone - margin, alone + margin)
+            # Sheets grow along their normals, not beyond the outlines that views see of them.
+            aside = np.sqrt(np.maximum(nearest[near] ** 2 - plane**2, 0.0)) / spacing
+            above = np.clip((BESIDE - aside) / (BESIDE - ABOVE), 0.0, 1.0)
+            thick = np.clip(plane - sheet, alone - margin - trust * above * sheet, alone + margin)
+            value[near], thickened[near] = thick, thin - thick
         return np.clip(value, -truncation, truncation), free, thickened, outwards
 
     def thinned(self, vertices: Float[ndarray, "v 3"]) -> Float[ndarray, "v 3"]:

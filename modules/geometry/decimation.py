@@ -13,7 +13,7 @@ from numpy import ndarray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-QUICK_SHARE = 2.0
+QUICK_SHARE = 1.5
 """Of the triangles wanted: so many are left when libigl begins."""
 
 AGGRESSIVENESS = 3.0

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
-CHUNK = 16_384
-"""Points to a thread at a time: what NumPy makes of so many stays in a core's cache."""
+LEAST_CHUNK, MOST_CHUNK = 2048, 16_384
+"""Points to a thread at a time: fewer are not worth a thread, more leave a core's cache."""
 
 _of_pool = threading.local()
 
@@ -33,10 +33,10 @@ def in_chunks(
             be safe to call from several threads.
         arrays: as many rows each.
     """
-    count = len(arrays[0])
-    chunks = [[each[i : i + CHUNK] for each in arrays] for i in range(0, max(count, 1), CHUNK)]
-    threads = min(torch.get_num_threads(), len(chunks))
-    if threads == 1 or getattr(_of_pool, "member", False):
+    count, threads = len(arrays[0]), torch.get_num_threads()
+    chunk = min(max(-(-count // threads), LEAST_CHUNK), MOST_CHUNK)
+    chunks = [[each[i : i + chunk] for each in arrays] for i in range(0, max(count, 1), chunk)]
+    if threads == 1 or len(chunks) == 1 or getattr(_of_pool, "member", False):
         results = [function(*chunk) for chunk in chunks]
     else:
         with ThreadPoolExecutor(threads, initializer=_join_pool) as pool:

@@ -1,7 +1,8 @@
 """Baking: every view's pixels are carried to the texels that it sees, blended by angle."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,11 +83,15 @@ def bake(
         settings: how views are blended.
         device: where texels are computed; on CUDA by nvdiffrast if that is installed.
     """
-    baking = _Baking(vertices, atlas, normals, settings.resolution_px, torch.device(device))
-    total = torch.zeros_like(baking.position[:, 0])
-    linear = torch.zeros_like(baking.position)
-    for view in range(len(observation.cameras)):
-        baking.add_view(observation, view, noise, settings, total, linear)
+    with _one_thread():
+        baking = _Baking(vertices, atlas, normals, settings.resolution_px, torch.device(device))
+        total = torch.zeros_like(baking.position[:, 0])
+        linear = torch.zeros_like(baking.position)
+        for view in range(len(observation.cameras)):
+            baking.add_view(observation, view, noise, settings, total, linear)
+    if not len(total):  # so many faces that they slip between the texels' centres
+        mean = np.rint(255.0 * colour_field(vertices, normals).mean(axis=0)).astype(np.uint8)
+        return np.tile(mean, (settings.resolution_px, settings.resolution_px, 1))
     lacking = (total < settings.enough_weight).nonzero().flatten()
     if len(lacking):
         asked = (each[lacking].cpu().double().numpy() for each in (baking.position, baking.normal))
@@ -101,6 +106,21 @@ def bake(
     texel[covered] = np.arange(len(colour))
     # Texels outside the charts repeat the nearest covered one, so filtering blends no background.
     return colour.cpu().numpy()[texel[nearest_pixel(covered)]]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread of the CPU.
+
+    On two, hundreds of short steps took ten times as long where the cores were shared with other
+    programs: after each of them one thread waits for the other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Baking:

@@ -17,9 +17,9 @@ FACE_ALIKE = 0.35
 
 FEWEST_MATCHES = 20
 
-RANDOM_SHARE = 0.65
-"""What drifts is less than this share of random errors: .4 to .6 of the small autoencoder's, .7 to
-.95 of TAEF2's, of either decoder."""
+RANDOM_SHARE = 0.7
+"""What drifts is less than this share of random errors: .4 to .6 of the small autoencoder's at 64
+px, to .7 at 128, and .73 to .98 of TAEF2's, of either decoder."""
 
 LARGEST_NOISE = 0.04
 """World units: images that contradict each other by more are read as if by this much. What is one

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_pipeline.contract import MODALITIES, Camera, UserError
-from modules.geometry.atlas import AtlasWorker, unwrap
+from modules.geometry.atlas import AtlasWorkers, unwrap
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.decimation import decimate
 from modules.geometry.fit import check_steps, fit_vertices
@@ -195,10 +195,10 @@ class Reconstructor:
         """
         check_mesh_size(grid, texture_px)
         check_steps(refine_steps)
-        with AtlasWorker() as worker:
+        with AtlasWorkers() as workers:
             observation = self.lift(images, cameras, hit)
             vertices, faces, field = self._surface(observation, grid, refine_steps)
-            atlas = unwrap(vertices, faces, texture_px, worker=worker)
+            atlas = unwrap(vertices, faces, texture_px, workers=workers)
         texture = bake(
             vertices[atlas.source],
             atlas,

@@ -22,6 +22,9 @@ from modules.geometry.isosurface import GRID_HALF_SIDE, least_thickness
 from modules.geometry.lift import Observation, lift
 from modules.geometry.made_images import load_made_images, made_images_of
 
+SAME_VIEW = 0.2
+"""By which the axes of two cameras of one view may differ."""
+
 
 class ClassicalInputs:
     """Spoils a sample's images, lifts them and asks the classical field.
@@ -153,10 +156,9 @@ class ClassicalInputs:
         position, along = seen.position[chosen], rays_of_points(seen)[chosen]
         depth, normal, known = np.zeros(len(chosen)), seen.normal[chosen].copy(), chosen < 0
         images, hit, cameras = _views(sample)
-        true_view = {camera.name: index for index, camera in enumerate(cameras)}
         for view, camera in enumerate(seen.cameras):
             own = np.flatnonzero(seen.view[chosen] == view)
-            shown = true_view.get(camera.name)
+            shown = next((i for i, true in enumerate(cameras) if _same_view(camera, true)), None)
             if shown is None or not len(own):
                 continue
             inside, pixels, _ = project_inside(cameras[shown], position[own], hit.shape[-1])
@@ -198,6 +200,12 @@ class ClassicalInputs:
             "base": _tensor(field.colour(near, normals)),
             "thickened": _tensor(found.thickened[index]),
         }
+
+
+def _same_view(one: Camera, other: Camera) -> bool:
+    """Return whether two cameras look along the same axis; spoilt views lie beside their places."""
+    turned = float(np.abs(one.matrix - other.matrix)[:3, :3].max())
+    return one.projection == other.projection and turned < SAME_VIEW
 
 
 def _views(

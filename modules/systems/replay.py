@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from data_pipeline.contract import UserError
+
 VOLUMES = ("geometry", "colour")
 """Tensors that have three axes of space; the largest of a sample, kept in half precision."""
 
@@ -39,9 +41,17 @@ class Replay:
     Args:
         count: samples that are added; fewer while fewer are kept.
         capacity: samples that are kept: the newest.
+
+    Raises:
+        UserError: it keeps fewer than it adds, or than a batch brings.
     """
 
     def __init__(self, count: int, capacity: int) -> None:
+        if not 0 <= count <= capacity:
+            raise UserError(
+                f"system.replay_count={count} must be at least 0 and at most "
+                f"system.replay_capacity={capacity}"
+            )
         self.count, self.capacity = count, capacity
         self._kept: dict[str, Tensor] = {}
         self._num_seen = 0
@@ -74,6 +84,10 @@ class Replay:
                 dtype = torch.float16 if key in VOLUMES else value.dtype
                 self._kept[key] = value.new_empty((self.capacity, *value.shape[1:]), dtype=dtype)
         number = len(fresh["points"])
+        if number > self.capacity:
+            raise UserError(
+                f"system.replay_capacity={self.capacity} must be at least the batch, {number}"
+            )
         place = torch.arange(self._num_seen, self._num_seen + number) % self.capacity
         for key, value in fresh.items():
             kept = self._kept[key]

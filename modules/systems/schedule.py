@@ -1,14 +1,10 @@
 """Learning-rate schedules, and how a system hands one to Lightning with its optimizer."""
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-
-STARTED = time.monotonic()
-"""When this process loaded the module: about when it began."""
 
 
 def optimizer_with_schedule(
@@ -40,7 +36,6 @@ def warmup_hold_decay(
     warmup_steps: int,
     decay_share: float,
     final: float,
-    total_seconds: float | None = None,
 ) -> float:
     """Return the factor of the learning rate at a step: rise, stay at 1, fall in a straight line.
 
@@ -52,12 +47,8 @@ def warmup_hold_decay(
         warmup_steps: of the rise from (almost) 0.
         decay_share: share of the run, at its end, in which the factor falls.
         final: factor at the end.
-        total_seconds: of this process, where time ends the run (`trainer.max_time`) and not steps:
-            the factor falls in the last share of whichever is over first.
     """
     rise = min(1.0, (step + 1) / max(warmup_steps, 1))
     remaining = (total_steps - step) / total_steps
-    if total_seconds is not None:
-        remaining = min(remaining, 1.0 - (time.monotonic() - STARTED) / total_seconds)
     fall = min(1.0, max(remaining, 0.0) / max(decay_share, 1.0 / total_steps))
     return rise * (final + (1.0 - final) * fall)

@@ -69,7 +69,8 @@ def test_values_and_gradients_equal_the_reference(nvdiffrast: NvdiffrastRasteriz
     """The reference in float64, given the faces that nvdiffrast saw.
 
     Where an outline passes a pixel's centre within rounding, the two choose another neighbour to
-    blend with: 1 in 100 values. Gradients are those of all others.
+    blend with: 1 in 100 values. Gradients are those of all others. Where two edges of an outline
+    meet they may take another one for the same value: a few vertices' gradients change places.
     """
     leaves, faces = inputs(SCENES[scene])[:3], SCENES[scene][1]
     if scene == "soup":  # nvdiffrast's antialiasing knows no corner behind the camera
@@ -86,8 +87,10 @@ def test_values_and_gradients_equal_the_reference(nvdiffrast: NvdiffrastRasteriz
     weight[(difference > 1e-4).any(dim=-1)] = 0.0
     (ours * weight.float().cuda()).sum().backward()
     (theirs * weight).sum().backward()
-    for mine, other, relative in zip(fresh, exact, (0.05, 0.01, 0.01), strict=True):
+    for mine, other, relative in zip(fresh, exact, (0.25, 0.01, 0.01), strict=True):
         assert_close_gradients(mine.grad, other.grad, relative)
+    error = (fresh[0].grad.cpu().double() - exact[0].grad).norm(dim=1)
+    assert error.quantile(0.9) < 0.02 * exact[0].grad.norm(dim=1).max()
 
 
 class _Recorder:

@@ -71,7 +71,8 @@ def test_rebuilds_of_samples_are_scored(runs, shards, tmp_path):
     def report(*more, checkpoint=runs / "pipeline"):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         arguments = [
-            "task=rebuild", f"shards={shards}", f"out={out}", "count=2", "grid=32", "texture_px=64", "num_samples=2000", "num_views=1",
+            "task=rebuild", f"shards={shards}", f"out={out}", "count=2", "grid=32", "texture_px=64",
+            "num_samples=2000", "num_views=1",
             "resolution_px=32", "device=cpu", *more,
         ]  # fmt: skip
         arguments += [] if checkpoint is None else [f"checkpoint={checkpoint}"]

@@ -4,13 +4,15 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from modules.geometry import atlas as atlas_module
 from modules.geometry import atlas_worker
-from modules.geometry.atlas import Atlas, AtlasWorker, grid_atlas, unwrap
+from modules.geometry.atlas import Atlas, AtlasWorkers, grid_atlas, unwrap
 from modules.geometry.rasterize import RayScene
 
 
@@ -100,16 +102,23 @@ def test_loose_triangles_are_laid_out_on_a_grid_with_room_for_each():
     assert not ((least < most) & (most > 0) & (least <= image.max())).any()
 
 
-def test_large_meshes_are_cut_into_parts_that_stay_in_order(monkeypatch):
-    monkeypatch.setattr(atlas_worker, "CHUNK_FACES", 200)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_meshes_are_cut_into_parts_that_stay_in_order(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(atlas_module, "PART_FACES", 200)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     vertices, faces = bumpy()
-    charts = atlas_worker.cut_charts(vertices.astype(np.float32), faces.astype(np.uint32))
-    packed = atlas_worker.pack(charts, 512, 4)
-    atlas = Atlas(
-        packed.source.astype(np.int64), packed.faces.astype(np.int64), packed.uv.astype(np.float64)
-    )
+    atlas = unwrap(vertices, faces, 512)
     assert_complete(atlas, faces)
     assert_disjoint(atlas)
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    (ux, uy), (vx, vy) = (
+        atlas.uv[atlas.faces[:, k]].T - atlas.uv[atlas.faces[:, 0]].T for k in (1, 2)
+    )
+    density = np.abs(ux * vy - uy * vx) / np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    low, high = np.percentile(density, [5, 95])
+    assert high < 2.0 * low  # parts have the same scale
 
 
 @pytest.mark.parametrize("fault", ["one point", "not a number", "a line", "slivers", "thrice"])
@@ -138,14 +147,15 @@ def test_when_xatlas_takes_too_long_a_grid_stands_in():
     assert_complete(atlas, faces)
 
 
-def test_a_worker_that_was_started_early_is_used_and_ended():
+def test_workers_that_were_started_early_are_used_and_ended():
     vertices, faces = bumpy(1)
-    with AtlasWorker() as worker:
-        early = unwrap(vertices, faces, 128, worker=worker)
+    with AtlasWorkers() as workers:
+        early = unwrap(vertices, faces, 128, workers=workers)
     np.testing.assert_array_equal(early.uv, unwrap(vertices, faces, 128).uv)
-    with AtlasWorker() as unused:
+    with AtlasWorkers() as unused:
         pass
-    assert unused._process.returncode is not None
+    for each in (workers, unused):
+        assert all(process.returncode is not None for process in each._processes)
 
 
 def test_two_packings_fill_a_texture_on_the_mean(monkeypatch: pytest.MonkeyPatch):

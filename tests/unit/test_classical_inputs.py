@@ -113,6 +113,22 @@ def test_what_seen_points_lack_is_what_was_added_to_them(shards: Path):
         assert after.mean() < 0.1 * before.mean()
 
 
+def test_made_views_in_another_order_are_compared_with_what_they_show(shards: Path, tmp_path: Path):
+    folders = []
+    for name, order in (("a", slice(None)), ("b", slice(None, None, -1))):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        cameras = view_layout("ortho6")[order]
+        save_made_images(folders[-1] / "sphere_0.a.npz", smaller_sphere()[:, order], cameras)
+    for folder in folders:
+        sample = dataset(shards, made=[str(folder)], made_share=1.0)[0, 0]
+        position, along, depth = (sample[f"seen_{name}"] for name in ("position", "along", "depth"))
+        known = (sample["seen_known"] > 0) & ((along * position).sum(dim=1) < -0.15)
+        assert known.float().mean() > 0.3
+        mended = (position + depth[:, None] * along)[known]
+        assert (mended.norm(dim=1) - 0.5).abs().max() < 0.05
+
+
 def test_images_that_a_model_made_of_an_asset_take_the_place_of_its_own(
     shards: Path, tmp_path: Path
 ):

@@ -151,6 +151,17 @@ def test_samples_are_written_for_every_strength_and_stay(make_trip, tmp_path: Pa
     assert len(made_images_of("asset_1", [tmp_path])) == 2
 
 
+def test_ranks_share_the_assets(make_trip, tmp_path: Path):
+    trip = make_trip(steps=3)
+    trips = RoundTrips(
+        [], tmp_path, pipelines=["p"], strengths=[0.2], diffusion=lambda pipeline, device: trip
+    )
+    trips.write(Samples(), CPU, rank=1, num_ranks=2)
+    assert [path.name.split(".")[0] for path in tmp_path.iterdir()] == ["asset_1"]
+    trips.write(Samples(), CPU, rank=0, num_ranks=2)
+    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"asset_0", "asset_1"}
+
+
 def test_how_it_samples_and_its_weights_are_in_a_round_trips_name(make_trip, monkeypatch):
     names = {make_trip(steps=steps).name for steps in (5, 6)}
     names.add(make_trip(steps=5, guidance=1.0).name)

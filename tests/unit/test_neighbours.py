@@ -14,7 +14,8 @@ from modules.geometry.neighbours import in_chunks, query
 @pytest.fixture
 def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(neighbours, "CHUNK", 100)
+    monkeypatch.setattr(neighbours, "LEAST_CHUNK", 50)
+    monkeypatch.setattr(neighbours, "MOST_CHUNK", 100)
 
 
 class Tree(cKDTree):
@@ -45,7 +46,8 @@ def test_chunks_on_threads_give_what_one_call_gives():
 
 def test_one_thread_stays_one_thread(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(neighbours, "CHUNK", 100)
+    monkeypatch.setattr(neighbours, "LEAST_CHUNK", 50)
+    monkeypatch.setattr(neighbours, "MOST_CHUNK", 100)
     used = set()
 
     def same(chunk: np.ndarray) -> tuple[np.ndarray]:

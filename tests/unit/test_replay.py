@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from data_pipeline.contract import UserError
 from data_pipeline.loading.samples import collate
 from modules.networks.refiner import _read
 from modules.systems.replay import ORIENTATIONS, Replay, turned
@@ -81,3 +82,11 @@ def test_a_batch_is_followed_by_the_newest_of_earlier_ones():
         joined = replay(batches[5], generator)
         replayed |= set(joined["distance"][2:, 0].tolist())
     assert replayed == {6.0, 7.0, 8.0, 9.0, 10.0, 11.0}
+
+
+def test_fewer_than_a_batch_or_than_are_added_cannot_be_kept():
+    with pytest.raises(UserError, match=r"replay_count=3 .* system.replay_capacity=2"):
+        Replay(3, 2)
+    replay = Replay(1, 1)
+    with pytest.raises(UserError, match="capacity=1 must be at least the batch, 2"):
+        replay(collate([prepared(0), prepared(1)]), torch.Generator())

@@ -3,7 +3,7 @@ import trimesh
 from analytic import ORTHO6, flat_colored, observe, to_images
 
 from data_pipeline.contract import linear_to_srgb, view_layout
-from modules.geometry.atlas import unwrap
+from modules.geometry.atlas import Atlas, grid_atlas, unwrap
 from modules.geometry.lift import lift
 from modules.geometry.mesh import TexturedMesh, sample_texture, smooth_normals
 from modules.geometry.rasterize import RayScene, render_mesh
@@ -112,6 +112,22 @@ def test_perspective_views_colour_what_they_see_and_nothing_else():
     is_magenta = (rgb[:, 0] > 0.9) & (rgb[:, 2] > 0.9)
     assert is_magenta[np.any(seen, axis=0)].mean() < 0.02
     assert is_magenta[normal[:, 2] < -0.9].mean() > 0.8  # but at edges, no view is below
+
+
+def test_faces_that_slip_between_texels_take_a_mean_colour():
+    body = painted_box()
+    images, hit = observe(flat_colored(body, FACE_COLOURS[side_of(body.face_normals)]), 64)
+    vertices, faces = np.asarray(body.vertices), np.asarray(body.faces, np.int64)
+    atlas = grid_atlas(faces, 8)
+    inside = atlas.uv[atlas.faces].mean(axis=1, keepdims=True)
+    uv = np.floor(inside * 8) / 8 + 0.01 * atlas.uv[atlas.faces]  # beside the texels' corners
+    atlas = Atlas(source=atlas.source, faces=atlas.faces, uv=uv.reshape(-1, 2))
+    placed, normals = vertices[atlas.source], smooth_normals(vertices, faces)[atlas.source]
+    texture = bake(
+        placed, atlas, normals, lift(images, ORTHO6, hit), 0.0, magenta,
+        BakeSettings(resolution_px=8),
+    )  # fmt: skip
+    np.testing.assert_array_equal(texture, np.tile([255, 0, 255], (8, 8, 1)))
 
 
 def box_filtered(texture: np.ndarray, levels: int) -> np.ndarray:
