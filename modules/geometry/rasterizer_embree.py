@@ -93,7 +93,7 @@ class EmbreeRasterizer:
     def _scene_of(self, *mesh: ndarray) -> RayScene:
         """Return the scene of vertices and faces. Threads may rasterize meshes of their own."""
         last = self._last
-        if last is None or not all(map(np.array_equal, last, mesh)):
+        if last is None or not all(map(np.array_equal, last[:2], mesh)):
             vertices, faces = mesh[0].copy(), mesh[1].copy()  # torch may change mesh
             last = self._last = vertices, faces, RayScene(vertices, faces)
         return last[-1]
