@@ -8,8 +8,8 @@ one by one (on CUDA all in this process, after one reconstruction that is not co
 same process times `Reconstructor` as a whole, twice: rows `whole`, of which the second counts.
 Prints the median and the largest over the samples of wall seconds and of CPU seconds, and the
 greatest memory that the process held during a stage beyond what it held before the first: one row
-each for grid and stage. Stages are one after the other; as a whole, the process that unwraps starts
-while the surface is sought.
+each for grid and stage. Stages are one after the other; as a whole, the processes that unwrap (up
+to four, each on a core of its own) start while the surface is sought.
 """
 
 import argparse

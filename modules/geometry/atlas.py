@@ -1,5 +1,6 @@
 """A UV atlas for any mesh, within a time limit: xatlas in child processes, else a plain grid."""
 
+import os
 import queue
 import random
 import subprocess
@@ -58,22 +59,30 @@ class Atlas:
 
 
 class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
-    """Child processes that unwrap: started early, they are ready when a mesh is."""
+    """Child processes that unwrap: started early, they are ready when a mesh is.
+
+    They end with the thread that starts them, at the latest: start, use and leave them in one.
+    Where the machine lets fewer start, those do all; where none, `ask` fails.
+    """
 
     def __init__(self) -> None:
         core = random.SystemRandom().randrange(2**16)  # other programs' workers begin elsewhere
-        command = [sys.executable, "-P", str(Path(atlas_worker.__file__))]
-        self._processes = [
-            subprocess.Popen(
-                [*command, str(core + number)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            for number in range(min(torch.get_num_threads(), MOST_WORKERS))
-        ]
+        command = [sys.executable, "-P", str(Path(atlas_worker.__file__)), str(os.getpid())]
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        for process in self._processes:
+        self._failure: OSError | None = None
+        for number in range(min(torch.get_num_threads(), MOST_WORKERS)):
+            try:
+                process = subprocess.Popen(
+                    [*command, str(core + number)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            except OSError as error:  # no memory, too many processes or open files
+                self._failure = error
+                break
+            self._processes.append(process)
             self._free.put(process)
 
     def __exit__(self, *_: object) -> None:
@@ -91,10 +100,16 @@ class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
         """Return the answers to messages; see `atlas_worker`.
 
         Raises:
-            RuntimeError: a process failed, with the last line that it said.
+            RuntimeError: no process could be started; or one failed, with the last line it said.
         """
+        if not self._processes:
+            raise RuntimeError(f"no process could be started: {self._failure}")
         with ThreadPoolExecutor(len(self._processes)) as pool:
-            return list(pool.map(self._ask, messages))
+            try:
+                return list(pool.map(self._ask, messages))
+            except BaseException:  # an interrupt too: else the pool would wait for every answer
+                self.kill()
+                raise
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return a process's answer."""
@@ -219,7 +234,7 @@ def _split(centre: Float[ndarray, "f 3"], faces: Int[ndarray, " p"]) -> list[Int
 def grid_atlas(faces: Int[ndarray, "f 3"], resolution_px: int) -> Atlas:
     """Return an atlas of equal right triangles, two to a square: ugly, instant, disjoint."""
     num_faces = len(faces)
-    per_side = int(np.ceil(np.sqrt((num_faces + 1) // 2)))
+    per_side = max(1, int(np.ceil(np.sqrt((num_faces + 1) // 2))))
     cell = 1.0 / per_side
     # One texel of air around each triangle, less where cells are only a few texels wide.
     gap = min(1.0 / resolution_px, cell / 6.0)

@@ -4,11 +4,14 @@ Answers every message on standard input with one on standard output, until the i
 have `vertices` and `faces`; charts that are to be packed have `resolution_px` and `padding_px` too.
 
 xatlas starts a thread for every core and wakes them all for every chart, which takes longer than
-its work: the process keeps to the core that its argument names, and there are several of them.
+its work: the process keeps to the core that its second argument names, and there are several of
+them. The first names the parent, with which it ends, even where xatlas never does.
 """
 
+import ctypes
 import io
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
@@ -21,6 +24,9 @@ LEAST_PADDING_PX = 2
 
 LEAST_USE = 0.15
 """Where charts cover less of the texture than this, detail matters more: padding is halved."""
+
+PR_SET_PDEATHSIG = 1
+"""From <linux/prctl.h>: the signal that this process gets when the one that started it ends."""
 
 NUM_PACKINGS = 6
 AIM, LEAST_SIDE = 0.97, 0.9
@@ -68,9 +74,14 @@ class Packed:
 
 def main() -> None:
     """Answer messages."""
+    parent, core = (int(argument) for argument in sys.argv[1:])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the call above
+            return
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(sys.argv[1]) % len(cores)]})
+        os.sched_setaffinity(0, {cores[core % len(cores)]})
     while message := receive(sys.stdin.buffer):
         if "flat" in message:
             sizes = [message.pop(key) for key in ("resolution_px", "padding_px")]

@@ -14,9 +14,10 @@ both sides. Vertices are positions: where texture seams or hard edges part them,
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -146,6 +147,22 @@ def rasterizer_for(device: torch.device | str) -> Rasterizer:
     from modules.geometry.rasterizer_embree import EmbreeRasterizer
 
     return EmbreeRasterizer()
+
+
+@cache
+def rasterizer_or_embree(device: torch.device) -> Rasterizer:
+    """Return a device's rasterizer; Embree, with one warning, where nvdiffrast is not installed."""
+    try:
+        return rasterizer_for(device)
+    except UserError as error:
+        from modules.geometry.rasterizer_embree import EmbreeRasterizer
+
+        warnings.warn(
+            f"{error}. Embree is used instead, which casts rays on the CPU: the same images, but "
+            "much slower.",
+            stacklevel=2,
+        )
+        return EmbreeRasterizer()
 
 
 def check_inputs(

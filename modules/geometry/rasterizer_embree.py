@@ -29,8 +29,7 @@ class EmbreeRasterizer:
     """
 
     def __init__(self) -> None:
-        self._mesh: tuple[ndarray, ndarray] | None = None
-        self._scene: RayScene | None = None
+        self._last: tuple[ndarray, ndarray, RayScene] | None = None
 
     def rasterize(
         self,
@@ -92,12 +91,12 @@ class EmbreeRasterizer:
         return antialias(image, fragments)
 
     def _scene_of(self, *mesh: ndarray) -> RayScene:
-        """Return the scene of vertices and faces."""
-        same = self._mesh is not None and all(map(np.array_equal, self._mesh, mesh))
-        if self._scene is None or not same:
-            vertices, faces = self._mesh = mesh[0].copy(), mesh[1].copy()  # torch may change mesh
-            self._scene = RayScene(vertices, faces)
-        return self._scene
+        """Return the scene of vertices and faces. Threads may rasterize meshes of their own."""
+        last = self._last
+        if last is None or not all(map(np.array_equal, last[:2], mesh)):
+            vertices, faces = mesh[0].copy(), mesh[1].copy()  # torch may change mesh
+            last = self._last = vertices, faces, RayScene(vertices, faces)
+        return last[-1]
 
 
 def _image(values: Float[Tensor, "p c"], fragments: Fragments) -> Float[Tensor, "v h w c"]:

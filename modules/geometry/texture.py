@@ -1,9 +1,10 @@
 """Baking: every view's pixels are carried to the texels that it sees, blended by angle."""
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from numpy import ndarray
 from scipy import ndimage
 from torch import Tensor
 
-from data_pipeline.contract import Camera, UserError, linear_to_srgb, srgb_to_linear
+from data_pipeline.contract import Camera, linear_to_srgb, srgb_to_linear
 from modules.geometry.atlas import Atlas
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
-from modules.geometry.rasterizer import Rasterizer, half_width, rasterizer_for
-from modules.geometry.rasterizer_embree import EmbreeRasterizer
+from modules.geometry.rasterizer import half_width, rasterizer_or_embree
+
+Result = TypeVar("Result")
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
 """Maps world points and unit normals, `(p, 3)` each, to sRGB colours `(p, 3)` in [0, 1]."""
@@ -34,6 +36,8 @@ SRGB_LEVELS = np.rint(255.0 * linear_to_srgb(np.linspace(0.0, 1.0, 2**16))).asty
 
 LEAST_COSINE = 0.05
 """Of the angle at which a view looks at a texel: at a greater slant it does not count."""
+
+_number_of_threads = threading.Lock()
 
 SHADOW_PX = 2
 """Pixels of a mesh's depth image to one of a view's: it tells what the view sees of the mesh."""
@@ -83,12 +87,17 @@ def bake(
         settings: how views are blended.
         device: where texels are computed; on CUDA by nvdiffrast if that is installed.
     """
-    with _one_thread():
-        baking = _Baking(vertices, atlas, normals, settings.resolution_px, torch.device(device))
+    device = torch.device(device)
+
+    def blend() -> tuple[_Baking, Tensor, Tensor]:
+        baking = _Baking(vertices, atlas, normals, settings.resolution_px, device)
         total = torch.zeros_like(baking.position[:, 0])
         linear = torch.zeros_like(baking.position)
         for view in range(len(observation.cameras)):
             baking.add_view(observation, view, noise, settings, total, linear)
+        return baking, total, linear
+
+    baking, total, linear = _by_one_thread(blend) if device.type == "cpu" else blend()
     if not len(total):  # so many faces that they slip between the texels' centres
         mean = np.rint(255.0 * colour_field(vertices, normals).mean(axis=0)).astype(np.uint8)
         return np.tile(mean, (settings.resolution_px, settings.resolution_px, 1))
@@ -108,19 +117,27 @@ def bake(
     return colour.cpu().numpy()[texel[nearest_pixel(covered)]]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread of the CPU.
+def _by_one_thread(work: Callable[[], Result]) -> Result:
+    """Return what the work returns, which torch does on one thread of the CPU.
 
     On two, hundreds of short steps took ten times as long where the cores were shared with other
-    programs: after each of them one thread waits for the other.
+    programs: after each of them one thread waits for the other. How many threads torch uses is
+    told by the thread that asks for the work, and by the program for threads to come: so this work
+    gets a thread of its own, and the program's number is back before it begins.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+
+    def keep_to_one() -> None:
+        torch.get_num_threads()  # takes over the program's number, which it else does later
+        torch.set_num_threads(1)
+
+    with ThreadPoolExecutor(1) as own:
+        with _number_of_threads:
+            threads = torch.get_num_threads()
+            try:
+                own.submit(keep_to_one).result()
+            finally:
+                torch.set_num_threads(threads)
+        return own.submit(work).result()
 
 
 class _Baking:
@@ -142,7 +159,7 @@ class _Baking:
         resolution_px: int,
         device: torch.device,
     ) -> None:
-        self._rasterizer = _rasterizer(device)
+        self._rasterizer = rasterizer_or_embree(device)
         flat = np.concatenate([atlas.uv, np.zeros((len(atlas.uv), 1))], axis=1)
         flat, self._vertices, corner_normals = (
             torch.from_numpy(np.asarray(each, dtype=np.float32)).to(device)
@@ -254,15 +271,3 @@ def _pixels(
     )
     padded = np.pad(image, ((1, 2), (1, 2), (0, 0)))
     return padded.reshape(-1, 5)
-
-
-@functools.cache
-def _rasterizer(device: torch.device) -> Rasterizer:
-    """Return the device's rasterizer, or Embree where nvdiffrast is not installed.
-
-    Both see the same, and Embree takes tensors of any device: nothing but time is lost.
-    """
-    try:
-        return rasterizer_for(device)
-    except UserError:
-        return EmbreeRasterizer()

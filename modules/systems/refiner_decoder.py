@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,8 +13,7 @@ from data_pipeline.contract import UserError
 from modules.geometry.cameras import cameras_from_arrays
 from modules.geometry.grid_surface import grid_surface
 from modules.geometry.isosurface import GRID_HALF_SIDE
-from modules.geometry.rasterizer import Rasterizer, rasterizer_for
-from modules.geometry.rasterizer_embree import EmbreeRasterizer
+from modules.geometry.rasterizer import rasterizer_or_embree
 from modules.losses.field import (
     colour_loss,
     distance_loss,
@@ -105,7 +103,6 @@ class RefinerDecoderSystem(lightning.LightningModule):
         self.seed = seed
         self.replay = Replay(replay_count, replay_capacity) if replay_count else None
         self.refiner: Any = None
-        self._rasterizer: Rasterizer | None = None
 
     def configure_model(self) -> None:
         if self.refiner is None:
@@ -278,7 +275,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
             )[0]
         )
         return rendering_losses(
-            self._get_rasterizer(),
+            rasterizer_or_embree(self.device),
             vertices - thickened * normals,
             surface.faces,
             colours,
@@ -287,16 +284,3 @@ class RefinerDecoderSystem(lightning.LightningModule):
             cameras,
             self.refiner.truncation,
         )
-
-    def _get_rasterizer(self) -> Rasterizer:
-        """Return nvdiffrast on CUDA where it is installed, else Embree, which takes any tensors."""
-        if self._rasterizer is None:
-            try:
-                self._rasterizer = rasterizer_for(self.device)
-            except UserError as error:
-                rank_zero_warn(
-                    f"{error}. Rendering losses use Embree instead, which casts rays on the CPU: "
-                    "much slower."
-                )
-                self._rasterizer = EmbreeRasterizer()
-        return self._rasterizer

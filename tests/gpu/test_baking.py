@@ -80,7 +80,7 @@ def test_a_texture_is_that_of_the_cpu(
     )
     expected = bake(*baked).astype(int)
     if rasterizer == "embree":
-        monkeypatch.setattr(texture, "_rasterizer", lambda device: EmbreeRasterizer())
+        monkeypatch.setattr(texture, "rasterizer_or_embree", lambda device: EmbreeRasterizer())
     else:
         pytest.importorskip("nvdiffrast.torch", reason="nvdiffrast is not installed")
     apart = np.abs(bake(*baked, "cuda").astype(int) - expected)

@@ -69,7 +69,7 @@ def test_a_glb_tells_where_it_comes_from_and_is_valid(tmp_path: Path, texture_fo
     assert report["components"] == 1
     np.testing.assert_allclose(report["size"], [3.2] * 3, rtol=0.03)
     assert 0.2 < report["texture_use"] < 1.0
-    assert "1 component, watertight, manifold, 3.2" in said
+    assert "1 component, watertight, manifold, no self-intersecting faces, 3.2" in said
     view = document["bufferViews"][document["images"][0]["bufferView"]]
     image = Image.open(io.BytesIO(binary[view["byteOffset"] :][: view["byteLength"]]))
     assert image.format == texture_format.upper()

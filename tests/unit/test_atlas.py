@@ -1,6 +1,12 @@
 """Texture coordinates: complete, disjoint, padded, and always there in the end."""
 
+import signal
+import subprocess
+import sys
+import threading
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,13 +155,105 @@ def test_when_xatlas_takes_too_long_a_grid_stands_in():
 
 def test_workers_that_were_started_early_are_used_and_ended():
     vertices, faces = bumpy(1)
-    with AtlasWorkers() as workers:
+    with AtlasWorkers() as workers, pytest.MonkeyPatch.context() as patch:
+        patch.delattr(atlas_module, "AtlasWorkers")  # none is started besides
         early = unwrap(vertices, faces, 128, workers=workers)
     np.testing.assert_array_equal(early.uv, unwrap(vertices, faces, 128).uv)
     with AtlasWorkers() as unused:
         pass
     for each in (workers, unused):
         assert all(process.returncode is not None for process in each._processes)
+
+
+def test_workers_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch):
+    start, allowed = subprocess.Popen, 1
+
+    def refused(*arguments, **options):
+        nonlocal allowed
+        allowed -= 1
+        if allowed < 0:
+            raise OSError("too many processes")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    vertices, faces = bumpy(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_complete(unwrap(vertices, faces, 128), faces)  # by the one that was started
+    with pytest.warns(UserWarning, match="no process could be started: too many processes"):
+        assert_complete(unwrap(vertices, faces, 128), faces)
+
+
+SPINNING = """
+import pathlib
+from modules.geometry import atlas_worker
+def spin(**message):
+    pathlib.Path(__file__).with_suffix(".begun").touch()
+    while True: pass
+atlas_worker.cut_charts = spin
+atlas_worker.main()
+"""
+"""A worker in which xatlas does not end."""
+
+
+@pytest.fixture
+def spinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have workers find no end."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    script = tmp_path / "spinning.py"
+    script.write_text(SPINNING)
+    monkeypatch.setattr(atlas_worker, "__file__", str(script))
+    return script
+
+
+@pytest.mark.usefixtures("spinning")
+def test_an_interrupt_does_not_wait_for_xatlas():
+    vertices, faces = bumpy(1)
+    main = threading.main_thread().ident
+    assert main is not None
+    start = time.monotonic()
+    interrupt = threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        unwrap(vertices, faces, 128, timeout_s=60.0)
+    assert time.monotonic() - start < 30.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_workers_end_with_a_program_that_is_killed(spinning: Path):
+    program = f"""
+import numpy as np
+from modules.geometry import atlas
+atlas.atlas_worker.__file__ = {str(spinning)!r}
+with atlas.AtlasWorkers() as workers:
+    print(workers._processes[0].pid, flush=True)
+    atlas.unwrap(np.eye(3), np.arange(3)[None], 128, workers=workers)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        worker = Path("/proc", parent.stdout.readline().decode().strip())
+        limit = time.monotonic() + 60.0
+        while not spinning.with_suffix(".begun").exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        assert runs(worker)
+        parent.kill()
+    while runs(worker) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not runs(worker)
+
+
+def runs(process: Path) -> bool:
+    """Return whether a process, a folder of /proc, has not ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_no_faces_have_an_empty_atlas():
+    atlas = grid_atlas(np.zeros((0, 3), np.int64), 64)
+    assert (atlas.source.shape, atlas.faces.shape, atlas.uv.shape) == ((0,), (0, 3), (0, 2))
 
 
 def test_two_packings_fill_a_texture_on_the_mean(monkeypatch: pytest.MonkeyPatch):

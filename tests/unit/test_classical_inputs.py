@@ -1,6 +1,5 @@
 """What the refiner-decoder reads of a sample, and where its images come from."""
 
-import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,16 +349,3 @@ def test_what_is_learned_is_not_to_undo_the_thickening_of_sheets():
 def test_a_misspelt_rendering_loss_is_refused():
     with pytest.raises(UserError, match="has nrmal: the rendering losses are mask, depth"):
         RefinerDecoderSystem(Refiner, torch.optim.Adam, rendering_weights={"nrmal": 1.0})
-
-
-def test_a_fall_back_to_embree_is_told_of_once(monkeypatch: pytest.MonkeyPatch):
-    def missing(device: torch.device) -> Any:
-        raise UserError("nvdiffrast cannot be imported: install it as docs/install.md says")
-
-    monkeypatch.setattr("modules.systems.refiner_decoder.rasterizer_for", missing)
-    system = RefinerDecoderSystem(Refiner, torch.optim.Adam)
-    with pytest.warns(UserWarning, match="install it as docs/install.md says.*Embree"):
-        system._get_rasterizer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        system._get_rasterizer()

@@ -1,6 +1,7 @@
 """Embree's rasterizer against the slow reference, and both against what images must do."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ from raster_scenes import CAMERAS, images, inputs, soup, square, torus
 
 from data_pipeline.contract import Camera, UserError, view_layout
 from modules.geometry.mesh import sample_texture
-from modules.geometry.rasterize import render_mesh
-from modules.geometry.rasterizer import Fragments, clip_positions, rasterizer_for
+from modules.geometry.rasterize import RayScene, render_mesh
+from modules.geometry.rasterizer import (
+    Fragments,
+    clip_positions,
+    rasterizer_for,
+    rasterizer_or_embree,
+)
 from modules.geometry.rasterizer_antialias import opposite_vertices
 from modules.geometry.rasterizer_embree import EmbreeRasterizer, pixel_rays
 from modules.geometry.rasterizer_reference import ReferenceRasterizer
@@ -252,6 +258,26 @@ def test_a_mesh_changed_in_place_is_seen_anew():
     assert torch.equal(swapped.face, torch.where(grown.hit, 1 - grown.face, -1))
 
 
+def test_a_mesh_that_another_thread_rasterizes_meanwhile_is_not_mistaken(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    rasterizer, (mine, others) = EmbreeRasterizer(), (torus(), square(0.5))
+    made: list[RayScene] = []
+
+    def interrupted(vertices: np.ndarray, faces: np.ndarray) -> RayScene:
+        made.append(RayScene(vertices, faces))
+        scene = made[-1]
+        if len(made) == 1:
+            rasterizer.rasterize(*others, CAMERAS, SIZE)
+        return scene
+
+    expected = [EmbreeRasterizer().rasterize(*mesh, CAMERAS, SIZE).face for mesh in (mine, others)]
+    monkeypatch.setattr("modules.geometry.rasterizer_embree.RayScene", interrupted)
+    found = [rasterizer.rasterize(*mesh, CAMERAS, SIZE).face for mesh in (mine, others)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_faces_may_be_int32():
     vertices, attributes, image, faces = inputs(SCENES["torus"])
     short = images(EMBREE, vertices, attributes, image, faces.int(), SIZE)
@@ -286,6 +312,19 @@ def test_without_nvdiffrast_cuda_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "nvdiffrast.torch", None)
     with pytest.raises(UserError, match=r"docs/install\.md.*EmbreeRasterizer"):
         rasterizer_for("cuda")
+
+
+def test_a_fall_back_to_embree_is_told_of_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "nvdiffrast", None)
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", None)
+    rasterizer_or_embree.cache_clear()
+    device = torch.device("cuda")
+    with pytest.warns(UserWarning, match=r"docs/install\.md.*Embree is used instead.*slower"):
+        assert isinstance(rasterizer_or_embree(device), EmbreeRasterizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rasterizer_or_embree(device)
+    rasterizer_or_embree.cache_clear()
 
 
 def test_nvdiffrast_is_imported_only_where_it_is_used():

@@ -1,8 +1,13 @@
+import threading
+
 import numpy as np
+import pytest
+import torch
 import trimesh
 from analytic import ORTHO6, flat_colored, observe, to_images
 
 from data_pipeline.contract import linear_to_srgb, view_layout
+from modules.geometry import texture as texture_module
 from modules.geometry.atlas import Atlas, grid_atlas, unwrap
 from modules.geometry.lift import lift
 from modules.geometry.mesh import TexturedMesh, sample_texture, smooth_normals
@@ -61,6 +66,30 @@ def test_what_no_view_sees_takes_the_colour_field():
     views = render_mesh(baked(observation, body), ORTHO6[5:], 64)
     centre = views.rgb[0, 24:40, 24:40]
     np.testing.assert_allclose(centre, np.broadcast_to([1.0, 0.0, 1.0], centre.shape), atol=0.02)
+
+
+def test_baking_by_one_thread_leaves_all_other_threads_theirs(monkeypatch: pytest.MonkeyPatch):
+    body, before = painted_box(), torch.get_num_threads()
+    images, hit = observe(flat_colored(body, FACE_COLOURS[side_of(body.face_normals)]), 64)
+    baking: list[int] = []
+    elsewhere: list[int] = []
+    add_view = texture_module._Baking.add_view
+
+    def counted(*arguments) -> None:
+        baking.append(torch.get_num_threads())
+        other = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        add_view(*arguments)
+
+    monkeypatch.setattr(texture_module._Baking, "add_view", counted)
+    try:
+        torch.set_num_threads(3)
+        baked(lift(images, ORTHO6, hit), body)
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert (set(baking), set(elsewhere), after) == ({1}, {3}, 3)
 
 
 def test_colour_of_an_occluder_does_not_bleed_onto_what_lies_behind():
