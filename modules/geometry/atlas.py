@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from modules.geometry import atlas_worker
-from modules.geometry.atlas_worker import Charts
+from modules.geometry.atlas_worker import Charts, flat_area
 
 MIP_PX = 128
 """Charts stay a texel apart down to the mip level of this side."""
@@ -53,9 +53,7 @@ class Atlas:
     @property
     def use(self) -> float:
         """Share of the texture that faces cover."""
-        a, b, c = np.moveaxis(self.uv[self.faces], 1, 0)
-        (ux, uy), (vx, vy) = (b - a).T, (c - a).T
-        return float(np.abs(ux * vy - uy * vx).sum() / 2.0)
+        return flat_area(self.uv, self.faces)
 
 
 class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):

@@ -67,9 +67,14 @@ class Packed:
     @property
     def use(self) -> float:
         """Share of the texture that faces cover."""
-        a, b, c = np.moveaxis(self.uv[self.faces], 1, 0)
-        (ux, uy), (vx, vy) = (b - a).T, (c - a).T
-        return float(np.abs(ux * vy - uy * vx).sum() / 2.0)
+        return flat_area(self.uv, self.faces)
+
+
+def flat_area(uv: np.ndarray, faces: np.ndarray) -> float:
+    """Return the area that faces cover in the plane of their texture coordinates."""
+    a, b, c = np.moveaxis(uv[faces], 1, 0)
+    (ux, uy), (vx, vy) = (b - a).T, (c - a).T
+    return float(np.abs(ux * vy - uy * vx).sum() / 2.0)
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.spatial import cKDTree
 
-from modules.geometry.cameras import project_inside, ray_per_depth
+from modules.geometry.cameras import project_inside
 from modules.geometry.classical_field import ClassicalField, FieldSample
-from modules.geometry.lift import Observation
 from modules.geometry.neighbours import query
 
 POINT_CHANNELS = 27
@@ -44,13 +43,6 @@ EXACT_ROUGHNESS, FULL_ROUGHNESS = 0.11, 0.31
 """In spacings: of exact images (.105 at most on 24 assets at three sizes, as shading normals are
 smooth) and of those about which everything may be doubted (depth noise of .015 gives .26 and more).
 """
-
-
-def rays_of_points(observation: Observation) -> Float[ndarray, "n 3"]:
-    """Return how each lifted point moves when its depth grows by one."""
-    side = observation.hit.shape[-1]
-    along = np.stack([ray_per_depth(camera, side) for camera in observation.cameras])
-    return along[observation.hit]
 
 
 class Evidence:

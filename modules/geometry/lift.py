@@ -9,6 +9,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from data_pipeline.contract import Camera
+from modules.geometry.cameras import ray_per_depth
 from modules.geometry.nearest_pixel import nearest_pixel
 
 DRIFT_WINDOW = 1.5
@@ -74,6 +75,12 @@ class Observation:
         index = np.full(self.hit.shape, -1)
         index[self.hit] = np.arange(len(self.position))
         return index
+
+    @property
+    def along(self) -> Float[ndarray, "n 3"]:
+        """How each point moves when its depth grows by one."""
+        side = self.hit.shape[-1]
+        return np.stack([ray_per_depth(camera, side) for camera in self.cameras])[self.hit]
 
 
 def lift(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 from scipy.spatial import cKDTree
 
-from modules.geometry.cameras import ray_per_depth
 from modules.geometry.lift import Observation
 from modules.geometry.point_fusion import reliability
 
@@ -52,8 +51,7 @@ def smooth_points(observation: Observation) -> Observation:
     between = 0.5 * (normal[near] + normal[:, None])
     offset = position[near] - position[:, None]
     missing = np.einsum("nk,nkc,nkc->n", weight, between, offset)
-    side = observation.hit.shape[-1]
-    along = np.stack([ray_per_depth(c, side) for c in observation.cameras])[observation.hit]
+    along = observation.along
     slope = (along * normal).sum(axis=1)
     further = missing / np.copysign(np.maximum(np.abs(slope), LEAST_COSINE), slope)
     depth = observation.depth.copy()

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix, diags
 from scipy.sparse.linalg import cg
 
-from modules.geometry.cameras import project_inside, ray_per_depth
+from modules.geometry.cameras import project_inside
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.view_noise import LARGEST_RADIUS, matches, mean_normal
@@ -100,9 +100,7 @@ class _Problem:
         hit = observation.hit
         self.index = observation.point_of_pixel
         self.axes = -np.stack([camera.matrix[:3, 2] for camera in observation.cameras])
-        side = hit.shape[-1]
-        along = [ray_per_depth(camera, side) for camera in observation.cameras]
-        self.along = np.stack(along)[hit]
+        self.along = observation.along
         """How a lifted point moves when its depth grows by one."""
         neighbours = [
             np.stack([one, other], axis=-1)[(one >= 0) & (other >= 0)]

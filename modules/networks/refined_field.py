@@ -9,7 +9,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from modules.geometry.classical_field import ClassicalField
-from modules.geometry.evidence import Evidence, rays_of_points
+from modules.geometry.evidence import Evidence
 from modules.geometry.lift import Observation
 from modules.networks.refiner import Refiner
 
@@ -40,7 +40,7 @@ class RefinedField:
         """Return the observation with depths and normals as the network corrects them."""
         assert self.refiner is not None
         seen = classical.observation
-        along = rays_of_points(seen)
+        along = seen.along
         features = self._evidence.features(seen.position, classical.sample(seen.position))
         with torch.inference_mode():
             moved, normal = (

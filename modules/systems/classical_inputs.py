@@ -17,7 +17,7 @@ from data_pipeline.contract import Camera
 from modules.geometry.cameras import cameras_from_arrays, project_inside
 from modules.geometry.classical_field import ClassicalField, ClassicalSettings
 from modules.geometry.corruption import Corruption, corrupt, subsample
-from modules.geometry.evidence import VOLUME_HALF_SIDE, Evidence, rays_of_points
+from modules.geometry.evidence import VOLUME_HALF_SIDE, Evidence
 from modules.geometry.isosurface import GRID_HALF_SIDE, least_thickness
 from modules.geometry.lift import Observation, lift
 from modules.geometry.made_images import load_made_images, made_images_of
@@ -153,7 +153,7 @@ class ClassicalInputs:
         """Return lifted points, what the network reads there, and what their views truly show."""
         seen = field.observation
         chosen = rng.integers(len(seen.position), size=self.seen_points)
-        position, along = seen.position[chosen], rays_of_points(seen)[chosen]
+        position, along = seen.position[chosen], seen.along[chosen]
         depth, normal, known = np.zeros(len(chosen)), seen.normal[chosen].copy(), chosen < 0
         images, hit, cameras = _views(sample)
         for view, camera in enumerate(seen.cameras):

@@ -30,12 +30,7 @@ def optimizer_with_schedule(
 
 
 def warmup_hold_decay(
-    step: int,
-    *,
-    total_steps: int,
-    warmup_steps: int,
-    decay_share: float,
-    final: float,
+    step: int, *, total_steps: int, warmup_steps: int, decay_share: float, final: float
 ) -> float:
     """Return the factor of the learning rate at a step: rise, stay at 1, fall in a straight line.
 
@@ -49,6 +44,5 @@ def warmup_hold_decay(
         final: factor at the end.
     """
     rise = min(1.0, (step + 1) / max(warmup_steps, 1))
-    remaining = (total_steps - step) / total_steps
-    fall = min(1.0, max(remaining, 0.0) / max(decay_share, 1.0 / total_steps))
-    return rise * (final + (1.0 - final) * fall)
+    remaining = max(total_steps - step, 0) / max(decay_share * total_steps, 1.0)
+    return rise * (final + (1.0 - final) * min(1.0, remaining))
