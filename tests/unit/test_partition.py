@@ -36,7 +36,8 @@ def test_parts_are_even_and_hold_every_face_once():
 
 def test_bodies_that_do_not_touch_are_not_cut():
     ball = trimesh.creation.icosphere(subdivisions=3)
-    vertices = np.concatenate([ball.vertices, ball.vertices + [1.9, 1.9, 0.0]])  # boxes overlap
+    # Their boxes overlap.
+    vertices = np.concatenate([ball.vertices, ball.vertices + np.array([1.9, 1.9, 0.0])])
     faces = np.concatenate([ball.faces, ball.faces + len(ball.vertices)]).astype(np.int64)
     parts = partition(vertices, faces, len(faces) // 2)
     assert len(parts) == 2
