@@ -13,10 +13,10 @@ from numpy import ndarray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-QUICK_SHARE = 1.2
+QUICK_SHARE = 1.5
 """Of the triangles wanted: so many are left when libigl begins."""
 
-AGGRESSIVENESS = 2.0
+AGGRESSIVENESS = 3.0
 """How fast the quick pass raises the error that it allows: slowly, to do the least harm first."""
 
 MOST_REPAIRS = 8
