@@ -27,10 +27,7 @@ def main(config: DictConfig) -> None:
     if not 0 <= config.seed < 2**63 - config.num:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
     if config.prompt is not None and not str(config.prompt).strip():
-        raise UserError(
-            "prompt= is empty: say what to make, or leave it out "
-            "beside image=FILE (an unset shell variable?)"
-        )
+        raise UserError("prompt= is empty: say what to make (with image=FILE it can be left out)")
     how = ("steps", "solver", "guidance", "guidance_interval", "guidance_rescale")
     sampling = Sampling(**{key: config[key] for key in how})
     out = str(config.out)
