@@ -123,7 +123,7 @@ def draw(found: Mapping[str, Rows], file: Path) -> None:
             axis.bar(place, [np.median(each) for each in own], 0.9 * width, label=title)
             worse = [np.percentile(each, 10) for each in own]
             axis.scatter(place, worse, marker="_", color="black", s=160.0 * width, zorder=3)
-        axis.set_xticks(range(len(found)), list(found), rotation=30, ha="right", fontsize=8)
+        axis.set_xticks(range(len(found)), list(found), rotation=45, ha="right", fontsize=8)
         axis.set_title(COLUMNS[key], fontsize=9)
         axis.set_ylim(0.0, 1.0)
     handles, labels = axes[0].get_legend_handles_labels()
