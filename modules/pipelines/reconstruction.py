@@ -109,7 +109,7 @@ class Reconstructor:
         num_faces: face budget.
         smallest_component: pieces with a smaller share of the largest one's area are dropped.
         rule: finds the foreground of images without an exact one; None for the default.
-        device: where the network and the baking run; the rest runs on the CPU.
+        device: where the field, the network and the baking run; the rest runs on the CPU.
     """
 
     stage = "refiner_decoder"
@@ -229,7 +229,7 @@ class Reconstructor:
         settings = ClassicalSettings(thickness=least_thickness(grid))
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
-        classical = ClassicalField(observation, settings)
+        classical = ClassicalField(observation, settings, self.device)
         field = RefinedField(classical, self.refiner)
         classical = field.classical
         vertices, faces = extract_isosurface(
