@@ -92,6 +92,7 @@ def rebuild(
             grid,
             field.observation.position,
             sharp=shows_edges(field, grid),
+            device=arguments.device,
         ),
     )
 

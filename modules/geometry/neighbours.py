@@ -1,5 +1,4 @@
-"""Nearest points, by a k-d tree on the CPU and by a grid of cells on CUDA; and many points' values.
-"""
+"""Nearest points: by a k-d tree on the CPU, by a grid of cells on CUDA."""
 
 from collections.abc import Callable
 
