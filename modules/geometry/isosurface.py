@@ -129,9 +129,13 @@ class _GridSamples:
             corner: the cells' lowest corners.
             stride: the cells' side.
         """
-        keys = self.key(corner[:, None] + stride * CORNERS.to(corner.device))
+        keys = self.key(corner)[:, None] + self.key(stride * CORNERS.to(corner.device))
         wanted, inverse = keys.unique(return_inverse=True)
-        missing = wanted[~torch.isin(wanted, self._keys, assume_unique=True)]
+        at = torch.searchsorted(self._keys, wanted)
+        known = torch.zeros_like(wanted, dtype=torch.bool)
+        inner = at < len(self._keys)
+        known[inner] = self._keys[at[inner]] == wanted[inner]
+        missing = wanted[~known]
         found = [self._evaluate(self.place(some)) for some in missing.split(CHUNK)]
         new = len(self.values) + torch.arange(len(missing), device=corner.device)
         self.values = torch.cat([self.values, *found])
@@ -154,10 +158,11 @@ class _GridSamples:
             compose_well(crossed, self.values, self.step)
             inside = (self.values < 0)[crossed]
             kept = inside.any(dim=1) & ~inside.all(dim=1)
-            corner, crossed, inside = corner[kept], crossed[kept], inside[kept]
+            corner, crossed, inside = corner[kept], crossed[kept], inside[kept].T.contiguous()
             follow = [corner]
             for square, step in zip(SQUARES, steps, strict=True):
-                goes_on = inside[:, square].any(dim=1) & ~inside[:, square].all(dim=1)
+                first, *others = (inside[number] for number in square)
+                goes_on = (first != others[0]) | (first != others[1]) | (first != others[2])
                 follow.append(corner[goes_on] + step)
             found = self.place(self.key(torch.cat(follow)).unique())
             if len(found) == len(corner):

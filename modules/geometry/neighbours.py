@@ -1,6 +1,7 @@
 """Nearest points: by a k-d tree on the CPU, by a grid of cells on CUDA."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,7 +47,6 @@ class PointIndex:
     def __init__(self, position: Float[Tensor, "n d"]) -> None:
         self.position = position
         self._cells: dict[float, CellIndex] = {}
-        self._tree: cKDTree | None = None
 
     def query(
         self, points: Float[Tensor, "p d"], count: int, reach: float = float("inf")
@@ -66,8 +66,6 @@ class PointIndex:
             if reach not in self._cells:
                 self._cells[reach] = CellIndex(self.position, reach)
             return self._cells[reach].query(points, count)
-        if self._tree is None:
-            self._tree = cKDTree(self.position.cpu().numpy())
         # As a list, k gives a row of neighbours even where it is 1.
         distance, index = self._tree.query(
             points.cpu().numpy(),
@@ -78,6 +76,10 @@ class PointIndex:
         index[index == len(self.position)] = 0
         found = torch.from_numpy(distance), torch.from_numpy(index)
         return found[0].to(points.device), found[1].to(points.device)
+
+    @cached_property
+    def _tree(self) -> cKDTree:
+        return cKDTree(self.position.cpu().numpy())
 
 
 class CellIndex:

@@ -38,11 +38,11 @@ def joints(cells: Int[Tensor, "c 8"], values: Float[Tensor, " n"]) -> Int[Tensor
         cells: indices of each cell's corners, in the order of `marching_cubes.CORNERS`.
         values: signed distances at the corners, negative inside.
     """
-    inside = (values < 0)[cells]
+    inside = (values < 0)[cells].T.contiguous()
     found = [cells.new_zeros(0)]
     for square in SQUARES:
         for one, other in ((square[::2], square[1::2]), (square[1::2], square[::2])):
-            apart = inside[:, one].all(dim=1) & ~inside[:, other].any(dim=1)
+            apart = inside[one[0]] & inside[one[1]] & ~(inside[other[0]] | inside[other[1]])
             corners = cells[apart][:, other]
             nearest = values[corners].argmin(dim=1, keepdim=True)
             found.append(corners.gather(1, nearest)[:, 0])
