@@ -8,6 +8,7 @@ surface ends where the views say so and walls that no view sees (a mug's inner s
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +136,11 @@ class ClassicalField:
         self._thickness = self._tensor(thickness)
         self._lacking = (wanted - self._thickness).clamp_min(0.0) / 2.0
         self._seen_free = FreeSpace(observation, self.carve_band, self.device)
-        self._empty = find_empty_space(self._seen_free, self._nearest, self.device)
+        self._empty = find_empty_space(
+            lambda points: self._asked(self._seen_free, points),
+            lambda points, limit: self._asked(self._nearest, points, limit),
+            self.device,
+        )
         self.colour = ColourField(
             observation,
             self._spacing,
@@ -173,7 +178,13 @@ class ClassicalField:
         Negative: every view that has the point in its image sees a surface before it. Zero
         crossings lie midway between pixels at a step in depth.
         """
-        return in_chunks(lambda some: (self._free_space(some),), self.device, points)[0]
+        return self._asked(self._free_space, points)
+
+    def _asked(
+        self, function: Callable[..., Tensor], points: Float[ndarray, "p 3"], *options: float
+    ) -> Float[ndarray, " p"]:
+        """Return what a function of tensors says at world points."""
+        return in_chunks(lambda some: (function(some, *options),), self.device, points)[0]
 
     def _tensor(self, array: Float[ndarray, "..."]) -> Float[Tensor, "..."]:
         """Return an array where the field is evaluated."""

@@ -18,6 +18,7 @@ from modules.geometry.decimation import compact
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
 from modules.geometry.sharp_features import add_features
+from modules.geometry.threads import by_one_thread
 from modules.geometry.well_composed import LEAST_SHARE, compose_well
 
 DistanceFunction = Callable[[ndarray], ndarray]
@@ -59,7 +60,26 @@ def extract_isosurface(
             cuts them off.
         device: where the grid is kept; what is best where the field is evaluated.
     """
-    samples = _GridSamples(distance, cells, half_side, torch.device(device))
+    device = torch.device(device)
+
+    def find() -> tuple[ndarray, ...]:
+        return _crossed_cells(distance, cells, points, half_side, device)
+
+    lowest, vertices, faces, cell = by_one_thread(find) if device.type == "cpu" else find()
+    if not sharp:
+        return vertices, faces
+    return add_features(vertices, faces, cell, lowest, 2.0 * half_side / cells, distance)
+
+
+def _crossed_cells(
+    distance: DistanceFunction,
+    cells: int,
+    points: Float[ndarray, "n 3"],
+    half_side: float,
+    device: torch.device,
+) -> tuple[ndarray, ...]:
+    """Return the lowest corners of the cells that the surface crosses, and what `march` returns."""
+    samples = _GridSamples(distance, cells, half_side, device)
     corners = CORNERS.to(device)
     stride = 2 ** max(int(np.log2(cells / COARSEST)), 0)
     line = torch.arange(0, cells, stride, device=device)
@@ -79,11 +99,9 @@ def extract_isosurface(
     crossed, place = samples.closed(corner)
     step = samples.step
     vertices, faces, cell = march(crossed, place, samples.values)
-    vertices, faces = (vertices * step - half_side).cpu().numpy(), faces.cpu().numpy()
-    if not sharp:
-        return vertices, faces
-    lowest = place[crossed[:, 0]].cpu().numpy() * step - half_side
-    return add_features(vertices, faces, cell.cpu().numpy(), lowest, step, distance)
+    lowest = place[crossed[:, 0]].double() * step - half_side
+    found = lowest, vertices * step - half_side, faces, cell
+    return tuple(each.cpu().numpy() for each in found)
 
 
 def least_thickness(cells: int) -> float:

@@ -10,11 +10,16 @@ from numpy import ndarray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from modules.geometry.threads import by_threads, num_threads
+
 MOST_PAIRS = 2**24
 """Distances that a grid of cells measures at a time; some hundred megabytes."""
 
-CPU_CHUNK, CUDA_CHUNK = 2**14, 2**18
-"""Points at a time: more would leave a core's cache, or fill a small GPU's memory."""
+LEAST_CHUNK, MOST_CHUNK = 2**11, 2**14
+"""Points to a thread at a time: fewer are not worth a thread, more leave a core's cache."""
+
+CUDA_CHUNK = 2**18
+"""Points at a time: more would fill a small GPU's memory."""
 
 
 def in_chunks(
@@ -25,16 +30,22 @@ def in_chunks(
     """Return what a function on a device makes of arrays, asked for some of their rows at a time.
 
     Args:
-        function: takes as many rows of each array and returns tensors with a row for each.
+        function: takes as many rows of each array and returns tensors with a row for each; it must
+            be safe to call from several threads.
         device: where it works.
         arrays: as many rows each.
     """
-    chunk = CUDA_CHUNK if device.type == "cuda" else CPU_CHUNK * torch.get_num_threads()
-    results = []
-    for start in range(0, max(len(arrays[0]), 1), chunk):
+
+    def results(start: int) -> list[ndarray]:
         rows = (torch.from_numpy(each[start : start + chunk]).to(device) for each in arrays)
-        results.append([each.cpu().numpy() for each in function(*rows)])
-    return tuple(np.concatenate(each) for each in zip(*results, strict=True))
+        return [each.cpu().numpy() for each in function(*rows)]
+
+    count, chunk = len(arrays[0]), CUDA_CHUNK
+    if device.type == "cpu":
+        chunk = min(max(-(-count // num_threads()), LEAST_CHUNK), MOST_CHUNK)
+    starts = range(0, max(count, 1), chunk)
+    found = by_threads(results, starts) if device.type == "cpu" else map(results, starts)
+    return tuple(np.concatenate(each) for each in zip(*found, strict=True))
 
 
 class PointIndex:
@@ -71,7 +82,7 @@ class PointIndex:
             points.cpu().numpy(),
             k=list(range(1, count + 1)),
             distance_upper_bound=reach,
-            workers=torch.get_num_threads(),
+            workers=num_threads(),
         )
         index[index == len(self.position)] = 0
         found = torch.from_numpy(distance), torch.from_numpy(index)

@@ -1,10 +1,7 @@
 """Baking: every view's pixels are carried to the texels that it sees, blended by angle."""
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +15,7 @@ from modules.geometry.atlas import Atlas
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
 from modules.geometry.rasterizer import half_width, rasterizer_or_embree
-
-Result = TypeVar("Result")
+from modules.geometry.threads import by_one_thread
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
 """Maps world points and unit normals, `(p, 3)` each, to sRGB colours `(p, 3)` in [0, 1]."""
@@ -36,8 +32,6 @@ SRGB_LEVELS = np.rint(255.0 * linear_to_srgb(np.linspace(0.0, 1.0, 2**16))).asty
 
 LEAST_COSINE = 0.05
 """Of the angle at which a view looks at a texel: at a greater slant it does not count."""
-
-_number_of_threads = threading.Lock()
 
 SHADOW_PX = 2
 """Pixels of a mesh's depth image to one of a view's: it tells what the view sees of the mesh."""
@@ -97,7 +91,7 @@ def bake(
             baking.add_view(observation, view, noise, settings, total, linear)
         return baking, total, linear
 
-    baking, total, linear = _by_one_thread(blend) if device.type == "cpu" else blend()
+    baking, total, linear = by_one_thread(blend) if device.type == "cpu" else blend()
     if not len(total):  # so many faces that they slip between the texels' centres
         mean = np.rint(255.0 * colour_field(vertices, normals).mean(axis=0)).astype(np.uint8)
         return np.tile(mean, (settings.resolution_px, settings.resolution_px, 1))
@@ -115,29 +109,6 @@ def bake(
     texel[covered] = np.arange(len(colour))
     # Texels outside the charts repeat the nearest covered one, so filtering blends no background.
     return colour.cpu().numpy()[texel[nearest_pixel(covered)]]
-
-
-def _by_one_thread(work: Callable[[], Result]) -> Result:
-    """Return what the work returns, which torch does on one thread of the CPU.
-
-    On two, hundreds of short steps took ten times as long where the cores were shared with other
-    programs: after each of them one thread waits for the other. How many threads torch uses is
-    told by the thread that asks for the work, and by the program for threads to come: so this work
-    gets a thread of its own, and the program's number is back before it begins.
-    """
-
-    def keep_to_one() -> None:
-        torch.get_num_threads()  # takes over the program's number, which it else does later
-        torch.set_num_threads(1)
-
-    with ThreadPoolExecutor(1) as own:
-        with _number_of_threads:
-            threads = torch.get_num_threads()
-            try:
-                own.submit(keep_to_one).result()
-            finally:
-                torch.set_num_threads(threads)
-        return own.submit(work).result()
 
 
 class _Baking:

@@ -64,8 +64,8 @@ class EmptySpace:
 
 
 def find_empty_space(
-    free_space: Callable[[Tensor], Tensor],
-    nearest: Callable[[Tensor, float], Tensor],
+    free_space: Callable[[ndarray], ndarray],
+    nearest: Callable[[ndarray, float], ndarray],
     device: torch.device,
 ) -> EmptySpace | None:
     """Return the unseen space that is empty; None if there is none.
@@ -74,15 +74,14 @@ def find_empty_space(
         free_space: how far world points lie in space that a view looks through.
         nearest: distance of world points to the nearest point that was seen; infinite beyond the
             distance given.
-        device: where points are given to them, and the result is wanted.
+        device: where it will be asked for.
     """
     size = 2.0 * GRID_HALF_SIDE / CELLS
     centre = (np.arange(CELLS) + 0.5) * size - GRID_HALF_SIDE
     centres = np.stack(np.meshgrid(centre, centre, centre, indexing="ij"), axis=-1).reshape(-1, 3)
     shape = (CELLS,) * 3
-    points = torch.from_numpy(centres).to(device)
-    free = (free_space(points) > 0).view(shape).cpu().numpy()
-    solid = ~free & nearest(points, SOLID_DEPTH * size).isfinite().view(shape).cpu().numpy()
+    free = free_space(centres).reshape(shape) > 0
+    solid = ~free & np.isfinite(nearest(centres, SOLID_DEPTH * size)).reshape(shape)
     empty = _cut(free, solid)
     pocket, _ = ndimage.label(empty)
     empty &= (np.bincount(pocket.ravel()) >= FEWEST_CELLS)[pocket]
