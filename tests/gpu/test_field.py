@@ -3,24 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from raster_scenes import shown, waved_torus
 
-from data_pipeline.contract import Camera, view_layout
+from data_pipeline.contract import view_layout
 from modules.geometry.classical_field import ClassicalField
 from modules.geometry.isosurface import extract_isosurface
 from modules.geometry.lift import Observation, lift
 from modules.geometry.neighbours import PointIndex
-from modules.geometry.rasterize import render_mesh
-from tests.gpu.test_baking import waved_torus
 
 pytestmark = pytest.mark.gpu
 
 
 def observed(layout: str, noise: float) -> Observation:
-    cameras: tuple[Camera, ...] = view_layout(layout)
-    views = render_mesh(waved_torus(), cameras, 96)
-    images = np.moveaxis(np.stack([views.rgb * 2.0 - 1.0, views.normal, views.coord * 2.0]), -1, 2)
-    images[2] += noise * np.random.default_rng(0).standard_normal(images[2].shape)
-    return lift(images, cameras, views.hit)
+    cameras = view_layout(layout)
+    images, hit = shown(waved_torus(), cameras, 96)
+    images[2] += noise * torch.randn(images[2].shape, generator=torch.Generator().manual_seed(0))
+    return lift(images.double().numpy(), cameras, hit.numpy())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
