@@ -1,6 +1,7 @@
 """A UV atlas for any mesh, within a time limit: xatlas in child processes, else a plain grid."""
 
 import os
+import pickle
 import queue
 import random
 import subprocess
@@ -66,6 +67,7 @@ class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
     def __init__(self) -> None:
         core = random.SystemRandom().randrange(2**16)  # other programs' workers begin elsewhere
         command = [sys.executable, "-P", str(Path(atlas_worker.__file__)), str(os.getpid())]
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # else numpy starts one a core
         self._processes: list[subprocess.Popen[bytes]] = []
         self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._failure: OSError | None = None
@@ -73,6 +75,7 @@ class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
             try:
                 process = subprocess.Popen(
                     [*command, str(core + number)],
+                    env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -116,14 +119,13 @@ class AtlasWorkers(AbstractContextManager["AtlasWorkers"]):
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            atlas_worker.send(process.stdin, **message)  # pyright: ignore[reportArgumentType]
-            answer = atlas_worker.receive(process.stdout)  # pyright: ignore[reportArgumentType]
-        except OSError:
-            answer = {}
-        if not answer:
+            pickle.dump(message, process.stdin)
+            process.stdin.flush()
+            answer = pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
             told = process.stderr.read().decode(errors="replace").strip().splitlines()
             self._free.put(process)
-            raise RuntimeError(told[-1] if told else f"exit code {process.wait()}")
+            raise RuntimeError(told[-1] if told else f"exit code {process.wait()}") from None
         self._free.put(process)
         return answer
 
@@ -215,7 +217,6 @@ def _cut(
         faces=cut,
         flat=np.concatenate(flat),
         sides=np.concatenate([charts.sides for charts in found]),
-        page=float(sum(charts.page for charts in found)),
     )
 
 
