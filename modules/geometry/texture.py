@@ -12,9 +12,10 @@ from torch import Tensor
 
 from data_pipeline.contract import Camera, linear_to_srgb, srgb_to_linear
 from modules.geometry.atlas import Atlas
+from modules.geometry.cameras import project_points
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
-from modules.geometry.rasterizer import half_width, rasterizer_or_embree
+from modules.geometry.rasterizer import rasterizer_or_embree
 from modules.geometry.threads import by_one_thread
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
@@ -173,7 +174,7 @@ class _Baking:
         start = self.position[facing] + 0.5 * spacing * (normal + toward)
         facing = facing[~self._hidden(start, camera, SHADOW_PX * side)]
         position, cosine = self.position[facing], cosine[facing]
-        x, y, depth = _project(position, camera)
+        x, y, depth = project_points(position, camera)
         tolerance = settings.depth_tolerance * (spacing / cosine.clamp_min(0.2) + noise)
         # Beyond the image lies one pixel before its first and two after its last: nothing is seen.
         x, y = ((each * side - 0.5).clamp(-1.0, float(side)) for each in (x, y))
@@ -207,22 +208,12 @@ class _Baking:
     ) -> Bool[Tensor, " p"]:
         """Return before which points a depth image of the mesh shows something."""
         seen = self._rasterizer.rasterize(self._vertices, self._faces, (camera,), resolution_px)
-        depth = _project(self._vertices, camera)[2]
+        depth = project_points(self._vertices, camera)[2]
         image = self._rasterizer.interpolate(depth[:, None], self._faces, seen)[0, ..., 0]
         image = torch.where(seen.hit[0], image, torch.inf)
-        x, y, depth = _project(points, camera)
+        x, y, depth = project_points(points, camera)
         column, row = ((each * resolution_px).long().clamp(0, resolution_px - 1) for each in (x, y))
         return image[row, column] < depth
-
-
-def _project(
-    points: Float[Tensor, "p 3"], camera: Camera
-) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, " p"]]:
-    """Return where points are in an image whose sides are 1, and their depths: x, y and depth."""
-    right, up, back, eye = torch.tensor(camera.camera_to_world)[:3].T.to(points)
-    x, y, behind = (((points - eye) * axis).sum(dim=1) for axis in (right, up, back))
-    span = 2.0 * half_width(camera) * (1.0 if camera.projection == "orthographic" else -behind)
-    return x / span + 0.5, 0.5 - y / span, -behind
 
 
 def _pixels(

@@ -79,13 +79,14 @@ def check_images(
         )
     if hit is not None and hit.shape != views:
         raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
-    bad = ~images.isfinite()
+    values = images.detach().cpu().numpy()  # torch's threads would take longer than the work
+    bad = ~np.isfinite(values)
     if bad.any():
         raise UserError(
-            f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
+            f"{int(bad.any(axis=2).sum())} pixels of the images are NaN or infinite: the model "
             "that made them overflowed or is damaged; try float32, another seed or checkpoint"
         )
-    largest = float(images.abs().max())
+    largest = float(np.abs(values).max())
     if largest > LARGEST_VALUE:
         raise UserError(
             f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
