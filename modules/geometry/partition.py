@@ -27,14 +27,14 @@ SLACK = 0.1
 
 
 def partition(
-    vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"], most_faces: int
+    vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"], part_faces: int
 ) -> list[Int[ndarray, " p"]]:
-    """Return the faces of each part: one, or a power of two of parts of about `most_faces` or less.
+    """Return the faces of each part: a power of two of parts, as many as come nearest to the size.
 
     Args:
         vertices: positions.
         faces: vertex indices.
-        most_faces: that a part shall have; SLACK may give it some more.
+        part_faces: that a part shall have.
     """
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     edge = np.minimum(start, end) * len(vertices) + np.maximum(start, end)
@@ -44,7 +44,7 @@ def partition(
     along = vertices[end[order[shared]]] - vertices[start[order[shared]]]
     length = np.nan_to_num(np.linalg.norm(along, axis=1))
     height = DIRECTIONS @ vertices[faces].mean(axis=1).T
-    halvings = max(0, math.ceil(math.log2(max(len(faces), 1) / most_faces)))
+    halvings = max(0, round(math.log2(max(len(faces), 1) / part_faces)))
     return _halved(np.arange(len(faces)), height, neighbours, length, halvings)
 
 

@@ -35,13 +35,13 @@ def test_parts_are_even_and_hold_every_face_once():
 
 
 def test_bodies_that_do_not_touch_are_not_cut():
-    bodies = [trimesh.creation.icosphere(subdivisions=3).apply_translation(at) for at in
-              ([0.0, 0.0, 0.0], [1.9, 1.9, 0.0])]  # their boxes overlap  # fmt: skip
-    both = trimesh.util.concatenate(bodies)
-    faces = np.asarray(both.faces, np.int64)
-    parts = partition(both.vertices, faces, len(faces) // 2)
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    # Their boxes overlap.
+    vertices = np.concatenate([ball.vertices, ball.vertices + np.array([1.9, 1.9, 0.0])])
+    faces = np.concatenate([ball.faces, ball.faces + len(ball.vertices)]).astype(np.int64)
+    parts = partition(vertices, faces, len(faces) // 2)
     assert len(parts) == 2
-    assert cut_length(both.vertices, faces, parts) == 0.0
+    assert cut_length(vertices, faces, parts) == 0.0
 
 
 def test_a_slanting_bar_is_cut_across():
