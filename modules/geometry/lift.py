@@ -24,6 +24,7 @@ class HitRule:
         normal_length: a foreground normal is longer than this; the background's is 0.
         background_length: a pixel is background, and seen through, only if its normal is shorter
             than this; what lies between is left undecided, like foreground without a sound depth.
+            Beside a foreground's normal it is blur of the outline, and background as well.
         reprojection: a foreground coord projects to within this share of the image's side from
             its own pixel.
         depth_jump: pixels half way up a step in depth of more than this, in world units, are
@@ -68,6 +69,11 @@ class Observation:
     spacing: float
     misplaced: Float[ndarray, " n"]
     drift: float
+
+    @property
+    def silhouette(self) -> Bool[ndarray, "v h w"]:
+        """Pixels that show the object, those at an unknown depth with them."""
+        return ~np.isposinf(self.depth)
 
     @property
     def point_of_pixel(self) -> Int[ndarray, "v h w"]:
@@ -125,7 +131,9 @@ def lift(
         steepness = np.sqrt(np.maximum(1.0 - facing**2, 0.0)) / np.maximum(np.abs(facing), 0.02)
         found = find_hit(length, pixels, depth, steepness * spacing[:, None, None], rule)
         enclosed = ndimage.binary_closing(found, np.ones((1, 3, 3)))
-        seen_through = (length < rule.background_length) & ~enclosed
+        beside = ndimage.binary_dilation(solid, np.ones((1, 3, 3)))
+        longest = np.where(beside, rule.normal_length, rule.background_length)
+        seen_through = (length <= longest) & ~enclosed
     else:
         found = hit & solid
         seen_through = ~found

@@ -45,7 +45,7 @@ class AlignmentSettings:
     jump: float = 0.7
     match_error: float = 0.15
     outline_error: float = 0.7
-    edge_on: float = 0.3
+    edge_on: float = 0.2
     smoothness: float = 1.3
     locality: float = 3.2
 
@@ -97,7 +97,6 @@ class _Problem:
     def __init__(self, observation: Observation, noise: float, settings: AlignmentSettings) -> None:
         self.observation, self.settings = observation, settings
         self.noise = noise
-        hit = observation.hit
         self.index = observation.point_of_pixel
         self.axes = -np.stack([camera.matrix[:3, 2] for camera in observation.cameras])
         self.along = observation.along
@@ -111,8 +110,8 @@ class _Problem:
         ]
         self.neighbours = np.concatenate(neighbours)
         self.outlines = [
-            _outline(mask, index, observation.spacing)
-            for mask, index in zip(hit, self.index, strict=True)
+            _outline(silhouette, index, observation.spacing)
+            for silhouette, index in zip(observation.silhouette, self.index, strict=True)
         ]
 
     def solve(self) -> Float[ndarray, " n"]:
@@ -247,16 +246,18 @@ class _Problem:
 
 
 def _outline(
-    hit: Bool[ndarray, "h w"], index: Int[ndarray, "h w"], spacing: float
+    silhouette: Bool[ndarray, "h w"], index: Int[ndarray, "h w"], spacing: float
 ) -> _Outline | None:
     """Return a view's silhouette; None if it has none: it sees nothing, or nothing else.
 
     Args:
-        hit: its foreground.
-        index: number of each foreground pixel's point.
+        silhouette: pixels that show the object. Of made images more than lifted points: beside
+            outlines their depths are not sound, but outlines are those of their normals.
+        index: number of each foreground pixel's point, -1 where there is none.
         spacing: world units between pixels.
     """
-    closed = ndimage.binary_closing(np.pad(hit, 1), np.ones((3, 3)))[1:-1, 1:-1]
+    hit = index >= 0
+    closed = ndimage.binary_closing(np.pad(silhouette, 1), np.ones((3, 3)))[1:-1, 1:-1]
     if not hit.any() or closed.all():
         return None
     inside = ndimage.distance_transform_edt(closed)

@@ -1,6 +1,6 @@
 import numpy as np
 import trimesh
-from analytic import ORTHO6, flat_colored, observe, sphere, to_images
+from analytic import ORTHO6, blurred, flat_colored, observe, sphere, to_images
 
 from data_pipeline.contract import view_layout
 from modules.geometry.classical_field import ClassicalField
@@ -56,6 +56,15 @@ def test_holes_and_doubtful_pixels_of_made_images_are_not_seen_through():
     field = ClassicalField(observation)
     assert (field.sample(np.array([[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]])).distance < 0).all()
     assert field.noise < observation.spacing
+
+
+def test_blurred_outlines_are_neither_lifted_nor_seen_through_where_the_object_is():
+    images, hit = observe(sphere(), 64)
+    observation = lift(blurred(images), ORTHO6)
+    assert observation.hit.sum() < 0.97 * hit.sum()
+    np.testing.assert_array_equal(observation.silhouette, hit)
+    exact = lift(images, ORTHO6, hit)
+    np.testing.assert_array_equal(exact.silhouette, hit)
 
 
 def test_points_between_two_surfaces_are_dropped():
