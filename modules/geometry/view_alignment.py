@@ -268,10 +268,9 @@ def _outline(
     closed = ndimage.binary_closing(np.pad(silhouette, 1), np.ones((3, 3)))[1:-1, 1:-1]
     if not hit.any() or closed.all():
         return None
-    inside, beyond = ndimage.distance_transform_edt(closed, return_indices=True)
-    outside, before = ndimage.distance_transform_edt(~closed, return_indices=True)
-    place = np.ravel_multi_index(tuple(beyond), hit.shape)[tuple(before)]
-    distance = outside - inside
+    place = np.ravel_multi_index(nearest_pixel(~closed), hit.shape)[nearest_pixel(closed)]
+    inside = ndimage.distance_transform_edt(closed)
+    distance = ndimage.distance_transform_edt(~closed) - inside
     distance -= np.copysign(0.5, distance)
     down, right = np.gradient(ndimage.gaussian_filter(distance, 0.7))
     outwards = np.stack([right, down]) / np.maximum(np.hypot(right, down), 1e-6)
