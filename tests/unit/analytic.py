@@ -2,6 +2,7 @@
 
 import numpy as np
 import trimesh
+from scipy import ndimage
 
 from data_pipeline.contract import view_layout
 from modules.geometry.mesh import ColoredMesh
@@ -61,3 +62,10 @@ def observe(mesh: ColoredMesh, resolution_px: int = 64) -> tuple[np.ndarray, np.
     """Return images and foreground of a mesh seen by ortho6."""
     views = render_mesh(mesh, ORTHO6, resolution_px)
     return to_images(views), views.hit
+
+
+def blurred(images: np.ndarray, pixels: float = 0.7) -> np.ndarray:
+    """Return images whose normals and coords are blurred over outlines, as decoders leave them."""
+    spread = images.copy()
+    spread[1:] = ndimage.gaussian_filter(images[1:], (0, 0, 0, pixels, pixels))
+    return spread
