@@ -233,7 +233,10 @@ class Reconstructor:
         field = RefinedField(classical, self.refiner)
         classical = field.classical
         vertices, faces = extract_isosurface(
-            field.distance, grid, observation.position, sharp=shows_edges(classical, grid)
+            field.distance,
+            grid,
+            classical.observation.position,
+            sharp=shows_edges(classical, grid),
         )
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):
