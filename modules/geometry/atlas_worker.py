@@ -32,7 +32,7 @@ FILL = 0.73
 """Share of the page that `Charts.area` mostly comes to, whatever the mesh: the first guess."""
 
 NUM_PACKINGS = 6
-AIM, LEAST_SIDE = 0.97, 0.9
+AIM, LEAST_SIDE = 0.98, 0.95
 """Of the page's side: what packings shall take, and what they must."""
 
 

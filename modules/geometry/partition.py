@@ -1,7 +1,5 @@
 """Parts of a mesh: halved again and again where the cut is short."""
 
-import math
-
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -27,14 +25,14 @@ SLACK = 0.1
 
 
 def partition(
-    vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"], part_faces: int
+    vertices: Float[ndarray, "n 3"], faces: Int[ndarray, "f 3"], most_faces: int
 ) -> list[Int[ndarray, " p"]]:
-    """Return the faces of each part: a power of two of parts, as many as come nearest to the size.
+    """Return the faces of each part.
 
     Args:
         vertices: positions.
         faces: vertex indices.
-        part_faces: that a part shall have.
+        most_faces: that a part has.
     """
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     edge = np.minimum(start, end) * len(vertices) + np.maximum(start, end)
@@ -44,8 +42,7 @@ def partition(
     along = vertices[end[order[shared]]] - vertices[start[order[shared]]]
     length = np.nan_to_num(np.linalg.norm(along, axis=1))
     height = DIRECTIONS @ vertices[faces].mean(axis=1).T
-    halvings = max(0, round(math.log2(max(len(faces), 1) / part_faces)))
-    return _halved(np.arange(len(faces)), height, neighbours, length, halvings)
+    return _halved(np.arange(len(faces)), height, neighbours, length, most_faces)
 
 
 def _halved(
@@ -53,7 +50,7 @@ def _halved(
     height: Float[ndarray, "d p"],
     neighbours: Int[ndarray, "2 e"],
     length: Float[ndarray, " e"],
-    halvings: int,
+    most_faces: int,
 ) -> list[Int[ndarray, " q"]]:
     """Return the parts of a part.
 
@@ -62,13 +59,13 @@ def _halved(
         height: of each face's centre along every direction.
         neighbours: faces that share an edge, by their places in `faces`.
         length: of that edge.
-        halvings: how often to halve.
+        most_faces: that a part has.
     """
     count = len(faces)
-    if not halvings or count < 2:
+    if count <= most_faces:
         return [faces]
     least, most = max(1, round((0.5 - SLACK) * count)), round((0.5 + SLACK) * count)
-    shortest, lower = math.inf, np.zeros(count, dtype=bool)
+    shortest, lower = np.inf, np.zeros(count, dtype=bool)
     for along in height:
         rank = np.empty(count, dtype=np.int64)
         rank[np.argsort(along)] = np.arange(count)
@@ -84,6 +81,6 @@ def _halved(
         place = np.cumsum(half) - 1
         inner = half[neighbours].all(axis=0)
         parts += _halved(
-            faces[half], height[:, half], place[neighbours[:, inner]], length[inner], halvings - 1
+            faces[half], height[:, half], place[neighbours[:, inner]], length[inner], most_faces
         )
     return parts

@@ -33,8 +33,10 @@ class AlignmentSettings:
         normal_error: error of normals, in radians, correlated between neighbours.
         jump: a step between neighbours that their normals do not explain is an outline from here.
         match_error: of points of two views on one surface, per match.
-        outline_error: of an outline, per point; 0.4 of a pixel is not told apart at all.
+        outline_error: of an outline, per point; 0.3 of a pixel is not told apart at all.
         edge_on: a surface is seen from its edge where the cosine is below this.
+        recess: of what one view sees from its edge, that makes the outline which lies farthest out,
+            or by at most this share of the noise (or of the spacing, if that is more) further in.
         smoothness: standard deviation of the change of the correction between neighbours, as a
             share of the noise.
         locality: standard deviation of a pixel's own correction, as a share of the noise.
@@ -46,6 +48,7 @@ class AlignmentSettings:
     match_error: float = 0.15
     outline_error: float = 0.7
     edge_on: float = 0.2
+    recess: float = 0.5
     smoothness: float = 1.3
     locality: float = 3.2
 
@@ -86,11 +89,13 @@ class _Outline:
         distance: signed distance of pixel centres to it, positive outside, world units.
         outwards: unit direction in the image (right, down) in which that grows.
         rim: index of the lifted point that shows the surface inside of the nearest outline.
+        place: number of the place on the outline that is nearest.
     """
 
     distance: Float[ndarray, "h w"]
     outwards: Float[ndarray, "2 h w"]
     rim: Int[ndarray, "h w"]
+    place: Int[ndarray, "h w"]
 
 
 class _Problem:
@@ -193,10 +198,13 @@ class _Problem:
         normal = observation.normal[chosen]
         on_edge = (np.abs(normal @ axis) < settings.edge_on) & beside
         on_edge &= (outwards * normal).sum(axis=1) > 0.8
+        recess = settings.recess * max(self.noise, spacing)
+        group = observation.view[chosen] * outline.place.size + outline.place[row, column]
+        on_edge[on_edge] = _outermost(distance[on_edge], group[on_edge], recess)
         valid = (np.abs(distance) < radius) & (on_edge | (distance > 0))
         chosen, distance, outwards = chosen[valid], distance[valid], outwards[valid]
         # Pixels tell outlines only so well: where they are met, a tenth of the weight holds them.
-        beyond = np.copysign(np.maximum(np.abs(distance) - 0.4 * spacing, 0.0), distance)
+        beyond = np.copysign(np.maximum(np.abs(distance) - 0.3 * spacing, 0.0), distance)
         weight = np.where(beyond == 0.0, 0.1, 1.0) * _robust(distance, scale)
         slope = (outwards * self.along[chosen]).sum(axis=1)
         return _Rows(
@@ -260,6 +268,7 @@ def _outline(
     closed = ndimage.binary_closing(np.pad(silhouette, 1), np.ones((3, 3)))[1:-1, 1:-1]
     if not hit.any() or closed.all():
         return None
+    place = np.ravel_multi_index(nearest_pixel(~closed), hit.shape)[nearest_pixel(closed)]
     inside = ndimage.distance_transform_edt(closed)
     distance = ndimage.distance_transform_edt(~closed) - inside
     distance -= np.copysign(0.5, distance)
@@ -269,7 +278,19 @@ def _outline(
     inner = ndimage.binary_erosion(hit, np.ones((3, 3)))
     inner |= hit & ~ndimage.binary_dilation(inner, np.ones((5, 5)))
     row, column = nearest_pixel(inner)
-    return _Outline(distance * spacing, outwards, index[row, column])
+    return _Outline(distance * spacing, outwards, index[row, column], place)
+
+
+def _outermost(
+    distance: Float[ndarray, " q"], group: Int[ndarray, " q"], recess: float
+) -> Bool[ndarray, " q"]:
+    """Return which points lie as far out as any of their group, or by at most `recess` less.
+
+    A window pane faces like its frame, but lies behind it: the outline is the frame's alone.
+    """
+    farthest = np.full(group.max(initial=0) + 1, -np.inf)
+    np.maximum.at(farthest, group, distance)
+    return distance >= farthest[group] - recess
 
 
 def _robust(residual: Float[ndarray, " r"], scale: float) -> Float[ndarray, " r"]:

@@ -127,7 +127,7 @@ def test_large_meshes_are_cut_into_parts_that_stay_in_order(
     texture = np.abs(ux * vy - uy * vx)
     parts = partition(vertices, faces, 200)
     density = [texture[part].sum() / surface[part].sum() for part in parts]
-    assert len(parts) == 8
+    assert len(parts) > 6
     assert max(density) < 1.2 * min(density)  # parts have the same scale
 
 
@@ -272,5 +272,5 @@ def test_two_packings_fill_a_texture_on_the_mean(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(atlas_worker.xatlas, "Atlas", counted)
     for side in (256, 512, 1024, 2048):
         packed = atlas_worker.pack(charts, side, side // 128)
-        assert packed.uv.max() > 0.88, side
+        assert packed.uv.max() > 0.93, side
     assert len(packings) <= 8
