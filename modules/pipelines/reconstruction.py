@@ -236,7 +236,7 @@ class Reconstructor:
         vertices, faces = extract_isosurface(
             field.distance,
             grid,
-            observation.position,
+            classical.observation.position,
             sharp=shows_edges(classical, grid),
             device=self.device,
         )

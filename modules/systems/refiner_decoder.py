@@ -107,6 +107,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
         self.start, self.seed = start, seed
         self.replay = Replay(replay_count, replay_capacity) if replay_count else None
         self.refiner: Any = None
+        self._rendered: list[tuple[dict[str, Tensor], int]] = []
+        """Rendering losses of the validation batches so far, and of how many samples they are."""
 
     def configure_model(self) -> None:
         if self.refiner is None:
@@ -152,11 +154,22 @@ class RefinerDecoderSystem(lightning.LightningModule):
         size = len(batch["uid"])
         for name, value in self.figures(batch, volumes).items():
             self.log(f"val/loss/{name}", value, batch_size=size, sync_dist=True)
-        rendered, count = self.rendering_figures(batch, volumes)
-        # Every name on every rank, as they wait for each other; a batch without a grid counts 0.
-        for name in self.rendering_weights if self.rendering_share else ():
-            value = rendered.get(f"rendered_{name}", torch.zeros((), device=self.device))
-            self.log(f"val/loss/rendered_{name}", value, batch_size=count, sync_dist=True)
+        if self.rendering_weights:
+            self._rendered.append(self.rendering_figures(batch, volumes))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the rendering losses over all samples that brought a grid, if any rank had one."""
+        names = sorted(self.rendering_weights)
+        totals = torch.zeros(len(names) + 1, device=self.device)
+        for rendered, count in self._rendered:
+            if count:
+                values = [rendered[f"rendered_{name}"].detach() * count for name in names]
+                totals += torch.stack([*values, totals.new_tensor(count)])
+        self._rendered = []
+        *sums, count = self.trainer.strategy.reduce(totals, reduce_op="sum")  # pyright: ignore[reportGeneralTypeIssues]
+        if count > 0:
+            for name, total in zip(names, sums, strict=True):
+                self.log(f"val/loss/rendered_{name}", total / count)
 
     def export(self, directory: Path) -> None:
         """Write config.json and model.safetensors."""

@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
 import trimesh
 from analytic import ORTHO6, flat_colored, observe
 from sphere_shards import write_sphere_shards
+from torch.utils.data import DataLoader
 
 from data_pipeline.contract import UserError, view_layout
 from data_pipeline.loading.samples import SampleDataset, collate
@@ -271,26 +273,28 @@ def test_a_grid_counts_the_same_whatever_else_its_rank_found(shards: Path):
 
 def test_validation_looks_at_the_images_of_the_grids_that_it_is_given(shards: Path):
     samples = dataset(shards, rendering_share=1.0, rendering_cells=16)
-    rendered, plain = samples[0, 0], samples[1, 1] | {"grid": None}
-    network = partial(Refiner, width=4, hidden=16, side=8)
-    system = RefinerDecoderSystem(
-        network, partial(torch.optim.Adam, lr=1e-3), rendering_weights={"depth": 1.0}
-    )
-    system.configure_model()
-    logged: dict[str, tuple[float, int]] = {}
+    rendered, other = samples[0, 0], samples[1, 1]
+    bare = [sample | {"grid": None} for sample in (rendered, other)]
 
-    def log(name: str, value: torch.Tensor, **options: Any) -> None:
-        logged[name] = float(value), options["batch_size"]
+    def validate(*batches: list[dict[str, Any]]) -> dict[str, float]:
+        network = partial(Refiner, width=4, hidden=16, side=8)
+        optimizer = partial(torch.optim.Adam, lr=1e-3)
+        system = RefinerDecoderSystem(network, optimizer, rendering_weights={"depth": 1.0})
+        trainer = lightning.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+        )
+        loader = DataLoader(list(batches), batch_size=None, collate_fn=collate)
+        trainer.validate(system, loader, verbose=False)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    system.log = log  # pyright: ignore[reportAttributeAccessIssue]
-    with torch.no_grad():
-        system.validation_step(collate([rendered, plain]), 0)
-        error, count = logged["val/loss/rendered_depth"]
-        system.validation_step(collate([plain]), 0)
-    assert error > 0.01
-    assert count == 1
-    assert logged["val/loss/rendered_depth"][1] == 0
-    assert logged["val/loss/wrong_side"] == logged["val/loss/classical_wrong_side"]
+    name = "val/loss/rendered_depth"
+    one, two = validate([rendered, bare[1]]), validate([other])
+    both = validate([rendered, bare[1]], bare, [other])
+    assert one[name] > 0.01
+    assert both[name] == pytest.approx((one[name] + two[name]) / 2.0, rel=1e-4)
+    nothing = validate(bare)
+    assert name not in nothing
+    assert nothing["val/loss/wrong_side"] == nothing["val/loss/classical_wrong_side"]
 
 
 def test_rendering_losses_begin_when_they_are_told_to(shards: Path):
