@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from data_pipeline.command_line import run
 from data_pipeline.contract import UserError
+from modules.pipelines.sampling_options import Sampling
 
 
 def main(config: DictConfig) -> None:
@@ -25,12 +26,15 @@ def main(config: DictConfig) -> None:
         raise UserError("refine_steps moves vertices, but mesh=FILE keeps its shape: leave it out")
     if not 0 <= config.seed < 2**63 - config.num:
         raise UserError(f"seed={config.seed} must be at least 0 and below 2^63")
+    if config.prompt is not None and not str(config.prompt).strip():
+        raise UserError("prompt= is empty: say what to make (with image=FILE it can be left out)")
+    how = ("steps", "solver", "guidance", "guidance_interval", "guidance_rescale")
+    sampling = Sampling(**{key: config[key] for key in how})
     out = str(config.out)
     # torch and diffusers take seconds to import; a mistyped key is told before that.
     from data_pipeline.loading.samples import decode_sample
     from data_pipeline.shards.manifest import ShardSet
     from modules.pipelines.export import ExportOptions
-    from modules.pipelines.sampling import Sampling
     from modules.pipelines.text_to_mesh import check_outputs, generate_from_prompt, rebuild_images
 
     sizes = ("format", "grid", "faces", "texture_px", "texture_format", "refine_steps")
@@ -42,8 +46,7 @@ def main(config: DictConfig) -> None:
             raise UserError(
                 "prompt and image need checkpoint=DIR: a pipeline folder that train.py exported"
             )
-        how = ("steps", "solver", "guidance", "guidance_interval", "guidance_rescale")
-        options["sampling"] = Sampling(**{key: config[key] for key in how})
+        options["sampling"] = sampling
         for key in ("image", "mesh"):
             options[key] = None if config[key] is None else Path(str(config[key]))
         prompt = "" if config.prompt is None else str(config.prompt)

@@ -3,9 +3,7 @@
 The same command goes on after an interruption. Keys: python train.py --help, and docs/training.md.
 """
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -33,14 +31,10 @@ def main(config: DictConfig) -> int | None:
     import lightning
 
     from modules.callbacks.checkpoint import find_checkpoint, finished_step, where_it_goes_on
-    from modules.callbacks.progress import StepProgressBar
+    from modules.callbacks.progress import StepProgressBar, quieten
     from modules.callbacks.run_record import record_run
 
-    for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=noise)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()  # advertisements
-    )
+    quieten()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     run_dir = Path(config.paths.run_dir)
     data, system = build(config.data), build(config.system)

@@ -7,8 +7,10 @@ Every method reads the true images of every sample; its surface is judged agains
 asset (the file of REFERENCE whose name gives the uid) by `modules.metrics.scoring.score`. Each
 rebuild runs in a process of its own on one thread: seconds are of CPU, memory is what the process
 took beyond what it held before. Ours unwrap and bake a texture too; the peers make a bare surface.
-OUT takes one line a sample and method; lines that are there already are not computed again, and
-several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints all.
+OUT takes one line a sample and method, with the model where one is read (`refined-96
+mine/pipeline@1a2b3c`, `64 decoded by madebyollin/taef2`); lines that are there already are not
+computed again, and several processes (`--part 0/2`, `--part 1/2`) may share it: the last one prints
+all.
 
 With --inputs other than `true` every method reads spoilt images instead, the same for all:
 `mild`, `medium` and `strong` (see SPOILT) with the silhouettes that are left; `decoded` by
@@ -61,6 +63,7 @@ from modules.pipelines.reconstruction import Reconstructor
 from modules.reporting.environment import describe_environment
 from modules.reporting.evaluation import Shard
 from modules.reporting.mesh_files import SUFFIXES
+from modules.reporting.rebuild_cases import file_or_folder_digest
 
 METHODS = (
     "classical-96", "classical-192", "fitted-96", "refined-96", "poisson-6", "poisson-7",
@@ -133,12 +136,15 @@ def main() -> None:
         if (arguments.inputs == inputs) != (getattr(arguments, option) is not None):
             raise SystemExit(f"--inputs {inputs} needs --{option}, and nothing else takes it")
     rows, part = _read(arguments.out), arguments.part
+    rated = (FLOOR, *(method_name(m, arguments.pipeline) for m in methods))
+    model = arguments.autoencoder or arguments.diffusion
+    made_by = f" by {model_name(model)}" if model else ""
 
     def set_name(shards: Path) -> str:
         if arguments.inputs == "true":
             return shards.name
         strength = f" {arguments.strength:g}" if arguments.inputs == "sampled" else ""
-        return f"{shards.name} {arguments.inputs}{strength}"
+        return f"{shards.name} {arguments.inputs}{strength}{made_by}"
 
     sets = {shards: ShardSet(shards, "samples") for shards in arguments.shards}
     if missing := {uid for found in sets.values() for uid in found.uids} - originals.keys():
@@ -146,7 +152,7 @@ def main() -> None:
     for shards, shard_set in sets.items():
         for i, uid in list(enumerate(shard_set.uids))[part.index :: part.count]:
             name = set_name(shards)
-            wanted = [m for m in (FLOOR, *methods) if (name, uid, m) not in rows]
+            wanted = [m for m in rated if (name, uid, m) not in rows]
             own = [method for method in wanted if method != FLOOR]
             seen = _in_child(_inputs, shard_set, i, arguments) if own else {}
             if "failed" in seen:
@@ -171,19 +177,31 @@ def main() -> None:
         print_table({k[1:]: v for k, v in rows.items() if k[0] == set_name(shards)}, methods)
 
 
+def model_name(model: Path | str) -> str:
+    """Return the end of a path and of its contents' hash, `mine/pipeline@1a2b3c`, or a hub id."""
+    digest = file_or_folder_digest(str(model))
+    if digest == str(model):
+        return digest
+    return f"{'/'.join(Path(os.path.abspath(model)).parts[-2:])}@{digest[:6]}"
+
+
+def method_name(method: str, pipeline: Path | None) -> str:
+    """Return what a method's rows are named by: with its model, where it has one."""
+    return f"{method} {model_name(pipeline)}" if pipeline and "refined" in method else method
+
+
 def print_table(rows: dict[tuple[str, str], dict[str, Any]], methods: list[str]) -> None:
     """Print median and the worse of p10 and p90 of every figure; failures count as the worst.
 
     Args:
         rows: figures by uid and method.
-        methods: which, in this order; the floor comes last.
+        methods: which, in this order, each model of one by itself; the floor comes last.
     """
     print("| method | " + " | ".join(COLUMNS.values()) + " | failed |")
     print("|---|" + "---|" * (len(COLUMNS) + 1))
-    for method in (*methods, FLOOR):
+    names = sorted({name for _, name in rows})
+    for method in [n for m in (*methods, FLOOR) for n in names if n.split(" ")[0] == m]:
         own = [figures for (_, name), figures in rows.items() if name == method]
-        if not own:
-            continue
         summary = summarise([WORST if "failed" in figures else figures for figures in own])
         cells = []
         for key in COLUMNS:
@@ -337,7 +355,7 @@ def _rebuilder(
     pipeline: Path | None,
 ) -> Callable[[], Mesh]:
     """Return what rebuilds the sample, with everything loaded that is not part of the work."""
-    name, size, *trimmed = method.split("-")
+    name, size, *trimmed = method.split(" ")[0].split("-")
     if name in ("classical", "fitted", "refined"):
         if name != "refined":
             reconstruct = Reconstructor.classical()

@@ -84,7 +84,7 @@ def rebuild(
     images, hit = sample["images"].numpy().astype(np.float64), sample["hit"].numpy()
     observation = stages.run("lift", lambda: lift(images, cameras, hit))
     settings = ClassicalSettings(thickness=least_thickness(grid))
-    field = stages.run("field", lambda: ClassicalField(observation, settings))
+    field = stages.run("field", lambda: ClassicalField(observation, settings, arguments.device))
     vertices, faces = stages.run(
         "isosurface",
         lambda: extract_isosurface(
@@ -92,6 +92,7 @@ def rebuild(
             grid,
             field.observation.position,
             sharp=shows_edges(field, grid),
+            device=arguments.device,
         ),
     )
 

@@ -1,9 +1,12 @@
 """Small scenes for the tests of rasterizers, on the CPU and on a GPU."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipeline.contract import Camera, look_at_origin
+from modules.geometry.mesh import ColoredMesh, smooth_normals
+from modules.geometry.rasterize import render_mesh
 from modules.geometry.rasterizer import Rasterizer
 
 FLAT = Camera(name="flat", camera_to_world=look_at_origin(25.0, 35.0, 2.0), ortho_scale=1.1)
@@ -76,3 +79,29 @@ def square(side: float, x: float = 0.0, z: float = 0.0) -> tuple[Tensor, Tensor]
     h = side / 2.0
     corners = [[x - h, 0.0, z - h], [x + h, 0.0, z - h], [x + h, 0.0, z + h], [x - h, 0.0, z + h]]
     return torch.tensor(corners), torch.tensor([[0, 1, 2], [0, 2, 3]])
+
+
+def waved_torus() -> ColoredMesh:
+    """A torus in waves of colour."""
+    vertices, faces = (each.numpy() for each in torus(96, 64))
+    normals = smooth_normals(vertices, faces)
+    tint = 0.5 + 0.4 * np.sin(25.0 * vertices)
+    return ColoredMesh(
+        vertices=vertices,
+        faces=faces,
+        corner_normals=normals[faces],
+        corner_uv=np.zeros((len(faces), 3, 2)),
+        corner_tint=tint[faces],
+        face_texture=np.full(len(faces), -1),
+        textures=(),
+    )
+
+
+def shown(
+    mesh: ColoredMesh, cameras: tuple[Camera, ...], resolution_px: int
+) -> tuple[Tensor, Tensor]:
+    """Return the 2.5D images of a mesh and their foreground."""
+    views = render_mesh(mesh, cameras, resolution_px)
+    stack = np.stack([views.rgb * 2.0 - 1.0, views.normal, views.coord * 2.0])
+    images = np.moveaxis(stack, -1, 2).astype(np.float32)
+    return torch.from_numpy(images), torch.from_numpy(views.hit)

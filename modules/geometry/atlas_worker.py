@@ -9,12 +9,12 @@ them. The first names the parent, with which it ends, even where xatlas never do
 """
 
 import ctypes
-import io
 import os
+import pickle
 import signal
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xatlas
@@ -28,9 +28,12 @@ LEAST_USE = 0.15
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>: the signal that this process gets when the one that started it ends."""
 
+FILL = 0.73
+"""Share of the page that `Charts.area` mostly comes to, whatever the mesh: the first guess."""
+
 NUM_PACKINGS = 6
-AIM, LEAST_SIDE = 0.97, 0.9
-"""Of the texture's side: what packings shall take, and what they must."""
+AIM, LEAST_SIDE = 0.98, 0.95
+"""Of the page's side: what packings shall take, and what they must."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,28 @@ class Charts:
         faces: of atlas vertices.
         flat: where atlas vertices lie on the plane.
         sides: width and height of each chart.
-        page: area that xatlas packed them into.
     """
 
     source: np.ndarray
     faces: np.ndarray
     flat: np.ndarray
     sides: np.ndarray
-    page: float
 
-    def area(self, scale: float, gap_px: float) -> float:
-        """Return the area of the charts' boxes, scaled, with a gap beside each."""
-        return float(np.prod(self.sides * scale + gap_px, axis=1).sum())
+    def area(self, scale: float, gap: float) -> float:
+        """Return the area of the charts, scaled, with a gap along two sides of each one's box."""
+        square, line, constant = self._area(gap)
+        return square * scale**2 + line * scale + constant
+
+    def scale(self, area: float, gap: float) -> float:
+        """Return the scale at which they have so much area; where gaps take it all, a small one."""
+        square, line, constant = self._area(gap)
+        left = max(area - constant, 0.01 * area)
+        return (np.sqrt(line**2 + 4.0 * square * left) - line) / (2.0 * square)
+
+    def _area(self, gap: float) -> tuple[float, float, float]:
+        """Return the area's coefficients of the scale squared, the scale and one."""
+        square = flat_area(self.flat, self.faces)
+        return square, gap * float(self.sides.sum()), gap**2 * len(self.sides)
 
 
 @dataclass(frozen=True)
@@ -87,38 +100,27 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[core % len(cores)]})
-    while message := receive(sys.stdin.buffer):
+    while True:
+        try:
+            message = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
         if "flat" in message:
             sizes = [message.pop(key) for key in ("resolution_px", "padding_px")]
             answer = pack(Charts(**message), *sizes)
         else:
             answer = cut_charts(**message)
-        send(sys.stdout.buffer, **asdict(answer))
-
-
-def send(stream: BinaryIO, **arrays: Any) -> None:
-    """Write a message."""
-    packed = io.BytesIO()
-    np.savez(packed, **arrays)
-    stream.write(len(packed.getvalue()).to_bytes(8, "little") + packed.getvalue())
-    stream.flush()
-
-
-def receive(stream: BinaryIO) -> dict[str, Any]:
-    """Return the next message; nothing where the stream ends."""
-    size = int.from_bytes(stream.read(8), "little")
-    packed = stream.read(size)
-    if not size or len(packed) < size:
-        return {}
-    arrays = np.load(io.BytesIO(packed))
-    return {key: arrays[key] if arrays[key].ndim else arrays[key].item() for key in arrays}
+        pickle.dump(asdict(answer), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def cut_charts(vertices: np.ndarray, faces: np.ndarray) -> Charts:
     """Return the charts of a mesh."""
     atlas = xatlas.Atlas()
     atlas.add_mesh(vertices, faces)
-    atlas.generate()
+    rough = xatlas.PackOptions()  # as `pack` packs them again
+    rough.bilinear = rough.rotate_charts = False
+    atlas.generate(xatlas.ChartOptions(), rough)
     source, cut, uv = atlas.get_mesh(0)
     flat = uv * (np.array([atlas.width, atlas.height]) / atlas.texels_per_unit)
     if not (len(flat) and flat.max() > 0.0):  # NaN neither
@@ -127,7 +129,7 @@ def cut_charts(vertices: np.ndarray, faces: np.ndarray) -> Charts:
     order = np.argsort(chart, kind="stable")
     first = np.flatnonzero(np.diff(chart[order].astype(np.int64), prepend=-2))
     low, high = (extreme.reduceat(flat[order], first) for extreme in (np.minimum, np.maximum))
-    return Charts(source, cut, flat, high - low, float(flat.max()) ** 2)
+    return Charts(source, cut, flat, high - low)
 
 
 def pack(charts: Charts, resolution_px: int, padding_px: int) -> Packed:
@@ -143,36 +145,32 @@ def _pack(charts: Charts, resolution_px: int, padding_px: int) -> Packed:
     """Return the charts, as large as fits.
 
     xatlas's own `resolution` is only a wish: its page may come out twice as large, and shrunk to
-    the texture its padding halves. So the charts' scale is sought.
+    the texture its padding halves. So the charts' scale is sought. The page's cells are as large as
+    leaves margins of two: of single texels it would take four times as long and fit hardly better.
     """
-    margin_px = (padding_px + 1) // 2  # which xatlas keeps around every chart
-    gap_px = 2 * margin_px + 1
+    margin_px = (padding_px + 1) // 2  # around every chart
+    cell_px = max(1, margin_px // 2)
+    page, margin = resolution_px // cell_px, -(-margin_px // cell_px)
+    gap = 2 * margin + 1
     best: tuple[float, Any] | None = None
-    fill = charts.area(1.0, 0.0) / charts.page
+    fill = FILL
     for _ in range(NUM_PACKINGS):
-        scale = _scale_that_fills(charts, gap_px, fill * (AIM * resolution_px) ** 2)
+        scale = charts.scale(fill * (AIM * page) ** 2, gap)
         atlas = xatlas.Atlas()
         atlas.add_uv_mesh(charts.flat.astype(np.float32), charts.faces.astype(np.uint32))
         options = xatlas.PackOptions()
-        options.padding, options.bilinear, options.texels_per_unit = margin_px, True, scale
+        options.padding, options.bilinear, options.texels_per_unit = margin, False, scale
         atlas.generate(xatlas.ChartOptions(), options)
         side = max(atlas.width, atlas.height)
-        if side <= resolution_px and (best is None or scale > best[0]):
+        if side <= page and (best is None or scale > best[0]):
             best = scale, atlas
-        if LEAST_SIDE * resolution_px <= side <= resolution_px:
+        if LEAST_SIDE * page <= side <= page:
             break
-        fill = charts.area(scale, gap_px) / side**2
+        fill = charts.area(scale, gap) / side**2
     if best is not None:
-        atlas, side = best[1], resolution_px
+        atlas, side = best[1], page
     copied, local, uv = atlas[0]
     return Packed(charts.source[copied], local, uv * [atlas.width, atlas.height] / side)
-
-
-def _scale_that_fills(charts: Charts, gap_px: int, area: float) -> float:
-    """Return the scale at which the charts' boxes, with a gap beside each, have so much area."""
-    square, line = charts.area(1.0, 0.0), gap_px * float(charts.sides.sum())
-    missing = max(area - charts.area(0.0, gap_px), 0.01 * area)
-    return (np.sqrt(line**2 + 4.0 * square * missing) - line) / (2.0 * square)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import math
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
+from torch import Tensor
 
 from data_pipeline.contract import Camera
+from modules.geometry.rasterizer import half_width
 
 
 def cameras_from_arrays(
@@ -55,6 +58,17 @@ def project_inside(
     seen = ((pixels >= 0) & (pixels < resolution_px)).all(axis=1) & (depth > 0)
     inside = np.flatnonzero(seen)
     return inside, pixels[inside], depth[inside]
+
+
+def project_points(
+    points: Float[Tensor, "p 3"], camera: Camera
+) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, " p"]]:
+    """Return where world points are in an image whose sides are 1, y down, and their depths."""
+    matrix = torch.tensor(camera.camera_to_world, dtype=points.dtype, device=points.device)
+    right, up, back, eye = matrix[:3].T
+    x, y, behind = (((points - eye) * axis).sum(dim=1) for axis in (right, up, back))
+    span = 2.0 * half_width(camera) * (1.0 if camera.projection == "orthographic" else -behind)
+    return x / span + 0.5, 0.5 - y / span, -behind
 
 
 def ray_per_depth(camera: Camera, resolution_px: int) -> Float[ndarray, "h w 3"]:

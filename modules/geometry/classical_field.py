@@ -8,16 +8,19 @@ surface ends where the views say so and walls that no view sees (a mug's inner s
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy.spatial import cKDTree
+from torch import Tensor
 
 from modules.geometry.colour_field import ColourField
+from modules.geometry.free_space import FreeSpace
 from modules.geometry.lift import Observation
-from modules.geometry.neighbours import in_chunks, query
+from modules.geometry.neighbours import PointIndex, in_chunks
 from modules.geometry.point_fusion import FusedPoints, fuse
 from modules.geometry.point_smoothing import smooth_points
 from modules.geometry.unseen_space import find_empty_space
@@ -92,12 +95,19 @@ class ClassicalField:
     Args:
         observation: lifted points and the depth images that they came from.
         settings: how points become a field.
+        device: where it is evaluated; what is made once is made on the CPU.
     """
 
-    def __init__(self, observation: Observation, settings: ClassicalSettings | None = None) -> None:
+    def __init__(
+        self,
+        observation: Observation,
+        settings: ClassicalSettings | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if not len(observation.position):
             raise ValueError("an observation without any point has no field")
         self.settings = settings or ClassicalSettings()
+        self.device = torch.device(device)
         self.noise = min(estimate_noise(observation), LARGEST_NOISE)
         """How far the views disagree, world units; 0 for exact images. Networks are told it."""
         if errs_at_random(observation):
@@ -115,19 +125,28 @@ class ClassicalField:
     def _build(self, observation: Observation) -> None:
         self.observation = observation
         """What the field is made of: depths that disagreed are corrected."""
-        smoothed = self.settings.smoothing * self.noise
-        self._points = fuse(observation, self.noise, cell=smoothed)
-        self._tree = cKDTree(self._points.position)
+        settings = self.settings
+        smoothed = settings.smoothing * self.noise
         self._spacing = float(np.hypot(observation.spacing, smoothed))
-        wanted = max(self.settings.sheet * observation.spacing, self.settings.thickness)
-        self._thickness = np.maximum(sheet_thickness(self._points, 3.0 * self._spacing), 0.0)
-        self._lacking = np.maximum(wanted - self._thickness, 0.0) / 2.0
-        self._empty = find_empty_space(self._seen_free, self._nearest)
+        points = fuse(observation, self.noise, cell=smoothed)
+        wanted = max(settings.sheet * observation.spacing, settings.thickness)
+        thickness = np.maximum(sheet_thickness(points, 3.0 * self._spacing), 0.0)
+        self._nearby = PointIndex(self._tensor(points.position))
+        self._normal, self._weight = self._tensor(points.normal), self._tensor(points.weight)
+        self._thickness = self._tensor(thickness)
+        self._lacking = (wanted - self._thickness).clamp_min(0.0) / 2.0
+        self._seen_free = FreeSpace(observation, self.carve_band, self.device)
+        self._empty = find_empty_space(
+            lambda points: self._asked(self._seen_free, points),
+            lambda points, limit: self._asked(self._nearest, points, limit),
+            self.device,
+        )
         self.colour = ColourField(
             observation,
             self._spacing,
-            neighbours=self.settings.neighbours,
-            bandwidth=self.settings.bandwidth,
+            neighbours=settings.neighbours,
+            bandwidth=settings.bandwidth,
+            device=self.device,
         )
         """Gives sRGB in [0, 1] at world points, of those seen that face like given normals."""
 
@@ -138,38 +157,7 @@ class ClassicalField:
 
     def sample(self, points: Float[ndarray, "p 3"]) -> FieldSample:
         """Return the field at world points."""
-        return FieldSample(*in_chunks(self._sample, points))
-
-    def _sample(self, points: Float[ndarray, "p 3"]) -> tuple[ndarray, ...]:
-        """Return the arrays of a `FieldSample`."""
-        settings, spacing = self.settings, self._spacing
-        free = self.free_space(points)
-        truncation = settings.truncation
-        reach = 2.0 * settings.reach * spacing
-        # As a list, k gives a row of neighbours even where it is 1.
-        ranks = list(range(1, settings.neighbours + 1))
-        distance, index = query(self._tree, points, k=ranks, distance_upper_bound=reach)
-        nearest = distance[:, 0].copy()
-        near = np.isfinite(nearest)
-        nearest[~near] = self._nearest(points[~near], truncation)
-        value = np.sign(free) * np.minimum(nearest, truncation)
-        band = self.carve_band
-        # Where free space changes sign away from any point, it alone says where the surface is.
-        value *= np.minimum(np.abs(free) / band, 1.0)
-        thickened, outwards = np.zeros(len(points)), np.zeros((len(points), 3))
-        if near.any():
-            plane, sheet, outwards[near] = self._imls(
-                points[near], distance[near], index[near], free[near]
-            )
-            trust = np.clip(2.0 - nearest[near] / (settings.reach * spacing), 0.0, 1.0)
-            alone, margin = value[near], trust * settings.margin * spacing
-            thin = np.clip(plane, alone - margin, alone + margin)
-            # Sheets grow along their normals, not beyond the outlines that views see of them.
-            aside = np.sqrt(np.maximum(nearest[near] ** 2 - plane**2, 0.0)) / spacing
-            above = np.clip((BESIDE - aside) / (BESIDE - ABOVE), 0.0, 1.0)
-            thick = np.clip(plane - sheet, alone - margin - trust * above * sheet, alone + margin)
-            value[near], thickened[near] = thick, thin - thick
-        return np.clip(value, -truncation, truncation), free, thickened, outwards
+        return FieldSample(*in_chunks(self._sample, self.device, points))
 
     def thinned(self, vertices: Float[ndarray, "v 3"]) -> Float[ndarray, "v 3"]:
         """Return a mesh's vertices moved back in where a sheet was thickened for the grid's sake.
@@ -190,63 +178,68 @@ class ClassicalField:
         Negative: every view that has the point in its image sees a surface before it. Zero
         crossings lie midway between pixels at a step in depth.
         """
-        free = self._seen_free(points)
-        if self._empty is not None:
-            hidden = free <= 0
-            depth = np.minimum(self._empty.depth(points[hidden]), self.carve_band)
-            free[hidden] = np.maximum(free[hidden], depth)
-        return free
+        return self._asked(self._free_space, points)
 
-    def _seen_free(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
-        """Return `free_space` as the views alone tell of it."""
-        free = np.full(len(points), -self.carve_band)
-        for view in range(len(self.observation.cameras)):
-            seen_past, inside = self._seen_past(points, view)
-            free[inside] = np.maximum(free[inside], seen_past)
-        return free
+    def _asked(
+        self, function: Callable[..., Tensor], points: Float[ndarray, "p 3"], *options: float
+    ) -> Float[ndarray, " p"]:
+        """Return what a function of tensors says at world points."""
+        return in_chunks(lambda some: (function(some, *options),), self.device, points)[0]
 
-    def _nearest(self, points: Float[ndarray, "p 3"], limit: float) -> Float[ndarray, " p"]:
+    def _tensor(self, array: Float[ndarray, "..."]) -> Float[Tensor, "..."]:
+        """Return an array where the field is evaluated."""
+        return torch.from_numpy(array).to(self.device)
+
+    def _nearest(self, points: Float[Tensor, "p 3"], limit: float) -> Float[Tensor, " p"]:
         """Return the distance to the nearest lifted point, infinite beyond the limit."""
-        return query(self._tree, points, distance_upper_bound=limit)[0]
+        return self._nearby.query(points, 1, limit)[0][:, 0]
 
-    def _seen_past(
-        self, points: Float[ndarray, "p 3"], view: int
-    ) -> tuple[Float[ndarray, " q"], Bool[ndarray, " p"]]:
-        """Return how far before what a view saw those points lie that are in its image, and which.
+    def _free_space(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+        """Return what `free_space` does."""
+        free = self._seen_free(points)
+        if self._empty is None:
+            return free
+        depth = self._empty.depth(points).clamp_max(self.carve_band)
+        return torch.where(free <= 0, torch.maximum(free, depth), free)
 
-        Cut off at the carving band, either way.
-        """
-        band, camera, depth = (
-            self.carve_band,
-            self.observation.cameras[view],
-            self.observation.depth[view],
-        )
-        pixels, own = camera.project(points, depth.shape[-1])
-        padded = np.pad(depth, 1, constant_values=np.inf)
-        x, y = (pixels + 0.5).T
-        inside = (x >= 0.5) & (y >= 0.5) & (x <= padded.shape[1] - 1.5)
-        inside &= (y <= padded.shape[0] - 1.5) & (own > 0)
-        x, y, own = x[inside], y[inside], own[inside]
-        column, row = x.astype(np.int64), y.astype(np.int64)
-        fx, fy = x - column, y - row
-        total = np.zeros(len(x))
-        for dx, dy, weight in (
-            (0, 0, (1 - fx) * (1 - fy)),
-            (1, 0, fx * (1 - fy)),
-            (0, 1, (1 - fx) * fy),
-            (1, 1, fx * fy),
-        ):
-            before = np.clip(padded[row + dy, column + dx] - own, -band, band)
-            total += weight * before
-        return total, inside
+    def _sample(self, points: Float[Tensor, "p 3"]) -> tuple[Tensor, ...]:
+        """Return the tensors of a `FieldSample`."""
+        settings, spacing = self.settings, self._spacing
+        free = self._free_space(points)
+        truncation = settings.truncation
+        reach = 2.0 * settings.reach * spacing
+        distance, index = self._nearby.query(points, settings.neighbours, reach)
+        nearest = distance[:, 0].clone()
+        near = nearest.isfinite()
+        nearest[~near] = self._nearest(points[~near], truncation)
+        value = free.sign() * nearest.clamp_max(truncation)
+        # Where free space changes sign away from any point, it alone says where the surface is.
+        value *= (free.abs() / self.carve_band).clamp_max(1.0)
+        thickened, outwards = torch.zeros_like(value), torch.zeros_like(points)
+        chosen = near.nonzero()[:, 0]
+        if len(chosen):
+            plane, sheet, outwards[chosen] = self._imls(
+                points[chosen], distance[chosen], index[chosen], free[chosen]
+            )
+            alone, nearest = value[chosen], nearest[chosen]
+            trust = (2.0 - nearest / (settings.reach * spacing)).clamp(0.0, 1.0)
+            margin = trust * settings.margin * spacing
+            thin = plane.clamp(alone - margin, alone + margin)
+            # Sheets grow along their normals, not beyond the outlines that views see of them.
+            aside = (nearest**2 - plane**2).clamp_min(0.0).sqrt() / spacing
+            above = ((BESIDE - aside) / (BESIDE - ABOVE)).clamp(0.0, 1.0)
+            lowest = alone - margin - trust * above * sheet
+            thick = (plane - sheet).clamp(lowest, alone + margin)
+            value[chosen], thickened[chosen] = thick, thin - thick
+        return value.clamp(-truncation, truncation), free, thickened, outwards
 
     def _imls(
         self,
-        points: Float[ndarray, "p 3"],
-        distance: Float[ndarray, "p k"],
-        index: Int[ndarray, "p k"],
-        free: Float[ndarray, " p"],
-    ) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"], Float[ndarray, "p 3"]]:
+        points: Float[Tensor, "p 3"],
+        distance: Float[Tensor, "p k"],
+        index: Int[Tensor, "p k"],
+        free: Float[Tensor, " p"],
+    ) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, "p 3"]]:
         """Return the distance to the locally fitted surface, half of what a sheet lacks, a normal.
 
         Only neighbours that face like the leading one count, so that a sharp edge's sides do not
@@ -254,27 +247,22 @@ class ClassicalField:
         a neighbour tells the distance to that side, which few points may show.
         """
         settings, spacing = self.settings, self._spacing
-        missing = index == len(self._points.position)
-        index = np.where(missing, 0, index)
-        normal = self._points.normal[index]
-        plane = np.einsum("pkc,pkc->pk", normal, points[:, None] - self._points.position[index])
-        squared = np.where(missing, np.inf, distance**2)
+        normal = self._normal[index]
+        plane = (normal * (points[:, None] - self._nearby.position[index])).sum(dim=-1)
+        squared = distance**2  # infinite where there is no neighbour
         hidden = (free > 0)[:, None] & (plane < -0.25 * spacing)
-        leading = np.argmin(np.where(hidden, squared + spacing**2, squared), axis=1)
-        rows = np.arange(len(points))
-        facing = np.einsum("pkc,pc->pk", normal, normal[rows, leading])
-        nearest = squared[rows, leading][:, None]
-        exponent = np.clip(
-            (nearest - squared) / (2.0 * (settings.bandwidth * spacing) ** 2), None, 8
-        )
-        weight = np.exp(exponent) * np.maximum(facing, 0.0) ** 2 * self._points.weight[index]
-        slab = np.maximum(plane, -plane - self._thickness[index])
-        value = (weight * slab).sum(axis=1) / weight.sum(axis=1)
-        sheet = (weight * self._lacking[index]).sum(axis=1) / weight.sum(axis=1)
-        sided = weight * np.where(slab > plane, -1.0, 1.0)
-        outwards = np.einsum("pk,pkc->pc", sided, normal)
-        outwards /= np.maximum(np.linalg.norm(outwards, axis=1, keepdims=True), 1e-9)
-        return value, sheet, outwards
+        leading = torch.where(hidden, squared + spacing**2, squared).argmin(dim=1, keepdim=True)
+        facing = (normal * normal.take_along_dim(leading[..., None], dim=1)).sum(dim=-1)
+        exponent = squared.gather(1, leading) - squared
+        exponent = (exponent / (2.0 * (settings.bandwidth * spacing) ** 2)).clamp_max(8.0)
+        weight = exponent.exp() * facing.clamp_min(0.0) ** 2 * self._weight[index]
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        slab = torch.maximum(plane, -plane - self._thickness[index])
+        sided = torch.where(slab > plane, -weight, weight)
+        outwards = (sided[..., None] * normal).sum(dim=1)
+        outwards = outwards / outwards.norm(dim=1, keepdim=True).clamp_min(1e-9)
+        sheet = (weight * self._lacking[index]).sum(dim=1)
+        return (weight * slab).sum(dim=1), sheet, outwards
 
 
 def sheet_thickness(points: FusedPoints, reach: float) -> Float[ndarray, " n"]:
@@ -288,9 +276,9 @@ def sheet_thickness(points: FusedPoints, reach: float) -> Float[ndarray, " n"]:
         reach: world units within which the other side is sought.
     """
     scaled = points.position / reach
-    tree = cKDTree(np.concatenate([scaled, points.normal], axis=1))
-    turned = np.concatenate([scaled, -points.normal], axis=1)
-    distance, other = query(tree, turned, distance_upper_bound=1.0)
+    sides = PointIndex(torch.from_numpy(np.concatenate([scaled, points.normal], axis=1)))
+    turned = torch.from_numpy(np.concatenate([scaled, -points.normal], axis=1))
+    distance, other = (found[:, 0].numpy() for found in sides.query(turned, 1, 1.0))
     found = np.isfinite(distance)
     other = other[found]
     apart = points.position[found] - points.position[other]

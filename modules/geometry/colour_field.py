@@ -1,12 +1,12 @@
 """Colours anywhere in space, from the coloured points that the views show."""
 
-import numpy as np
+import torch
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.spatial import cKDTree
+from torch import Tensor
 
 from modules.geometry.lift import Observation
-from modules.geometry.neighbours import in_chunks, query
+from modules.geometry.neighbours import PointIndex, in_chunks
 
 
 class ColourField:
@@ -17,6 +17,7 @@ class ColourField:
         spacing: world units between the points.
         neighbours: nearest points that are weighed.
         bandwidth: standard deviation of the Gaussian weights, in spacings.
+        device: where it is evaluated.
     """
 
     def __init__(
@@ -26,29 +27,33 @@ class ColourField:
         *,
         neighbours: int = 10,
         bandwidth: float = 0.75,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._observation, self._spacing, self._bandwidth = observation, spacing, bandwidth
-        self._ranks = list(range(1, min(neighbours, len(observation.position)) + 1))
-        self._tree = cKDTree(observation.position)
+        self._spacing, self._bandwidth, self._device = spacing, bandwidth, torch.device(device)
+        position, self._normal, self._colour = (
+            torch.from_numpy(each).to(self._device)
+            for each in (observation.position, observation.normal, observation.colour)
+        )
+        self._count = min(neighbours, len(position))
+        self._nearby = PointIndex(position)
 
     def __call__(
         self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
     ) -> Float[ndarray, "p 3"]:
         """Return sRGB in [0, 1] of the nearest lifted points that face like `normals`, if given."""
         given = (points,) if normals is None else (points, normals)
-        return in_chunks(self._colours, *given)[0]
+        return in_chunks(self._colours, self._device, *given)[0]
 
     def _colours(
-        self, points: Float[ndarray, "p 3"], normals: Float[ndarray, "p 3"] | None = None
-    ) -> tuple[Float[ndarray, "p 3"]]:
+        self, points: Float[Tensor, "p 3"], normals: Float[Tensor, "p 3"] | None = None
+    ) -> tuple[Float[Tensor, "p 3"]]:
         """Return what a call does."""
-        distance, index = query(self._tree, points, k=self._ranks)
+        distance, index = self._nearby.query(points, self._count)
         squared = distance**2
         if normals is not None:
-            facing = np.einsum("pkc,pc->pk", self._observation.normal[index], normals)
+            facing = (self._normal[index] * normals[:, None]).sum(dim=-1)
             # A point that faces away counts as much farther: the other side of a thin wall.
             squared = squared + (3.0 * self._spacing * (1.0 - facing)) ** 2
         scale = 2.0 * (self._bandwidth * self._spacing) ** 2
-        weight = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / scale)
-        weight /= weight.sum(axis=1, keepdims=True)
-        return (np.einsum("pk,pkc->pc", weight, self._observation.colour[index]),)
+        weight = (-squared / scale).softmax(dim=1)
+        return ((weight[..., None] * self._colour[index]).sum(dim=1),)

@@ -5,13 +5,13 @@ say where a point lies in the world, the same lengths in pixel spacings how fine
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.spatial import cKDTree
 
 from modules.geometry.cameras import project_inside
 from modules.geometry.classical_field import ClassicalField, FieldSample
-from modules.geometry.neighbours import query
+from modules.geometry.neighbours import PointIndex
 
 POINT_CHANNELS = 27
 """Features of a point: see `Evidence.features`."""
@@ -56,7 +56,7 @@ class Evidence:
         self.field = field
         observation = field.observation
         self._spacing = max(observation.spacing, FINEST_SPACING)
-        self._tree = cKDTree(observation.position)
+        self._nearby = PointIndex(torch.from_numpy(observation.position))
         self._point_of_pixel = observation.point_of_pixel
         self.roughness = self._roughness()
         """How far lifted points lie from the planes of their neighbours, in spacings."""
@@ -179,10 +179,11 @@ class Evidence:
         observation = self.field.observation
         chosen = np.arange(0, len(observation.position), max(len(observation.position) // 4096, 1))
         position, normal = observation.position[chosen], observation.normal[chosen]
-        ranks = list(range(2, min(9, len(observation.position)) + 1))
-        if not ranks:
+        count = min(9, len(observation.position))
+        if count == 1:
             return 0.0
-        distance, index = self._tree.query(position, k=ranks)
+        found = self._nearby.query(torch.from_numpy(position), count)
+        distance, index = (each[:, 1:].numpy() for each in found)
         both = 0.5 * (normal[:, None] + observation.normal[index])
         rise = np.abs((both * (position[:, None] - observation.position[index])).sum(axis=-1))
         alike = (normal[:, None] * observation.normal[index]).sum(axis=-1) > 0.8
@@ -196,11 +197,11 @@ class Evidence:
 
         Of points within the truncation; infinity, 0 and 0 where there are fewer.
         """
-        ranks = list(range(1, min(count, len(self.field.observation.position)) + 1))
+        count = min(count, len(self.field.observation.position))
         reach = self.field.settings.truncation
-        distance, index = query(self._tree, points, k=ranks, distance_upper_bound=reach)
+        near = self._nearby.query(torch.from_numpy(points), count, reach)
+        distance, index = (each.numpy() for each in near)
         found = np.isfinite(distance)
-        index = np.where(found, index, 0)
         normal = np.where(found[..., None], self.field.observation.normal[index], 0.0)
         offset = points[:, None] - self.field.observation.position[index]
         return distance, (normal * offset).sum(axis=-1), normal

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -47,13 +46,13 @@ def grid_surface(values: Float[Tensor, "s s s"], step: float) -> GridSurface:
     values = torch.where(border, values.clamp_min(0.5 * step), values)
     values = torch.where(values < 0, values.clamp_max(-least), values.clamp_min(least))
     side = values.shape[0]
-    corners = np.indices((side - 1,) * 3).reshape(3, -1).T[:, None] + CORNERS
-    cells = corners @ np.array([side**2, side, 1])
-    signs = values.detach().cpu().double().flatten().numpy().copy()
+    line = torch.arange(side - 1, device=values.device)
+    corners = torch.cartesian_prod(line, line, line)[:, None] + CORNERS.to(values.device)
+    cells = (corners[..., 0] * side + corners[..., 1]) * side + corners[..., 2]
+    signs = values.detach().double().flatten()
     compose_well(cells, signs, step)
-    found = crossings(cells, signs)[:2]
-    ends, faces = (torch.from_numpy(each).to(values.device) for each in found)
-    inside = torch.from_numpy(signs < 0).to(values.device).view_as(values)
+    ends, faces, _ = crossings(cells, signs)
+    inside = (signs < 0).view_as(values)
     values = torch.where(inside & (values > 0), torch.full_like(values, -least), values)
     first, second = values.flatten()[ends].unbind(dim=1)
     return GridSurface(ends, first / (first - second), faces)

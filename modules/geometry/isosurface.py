@@ -7,15 +7,18 @@ one, and vertices stay apart when they are rounded to what files hold.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from modules.geometry.decimation import compact
 from modules.geometry.marching_cubes import CORNERS, SQUARES, march
 from modules.geometry.mesh import smooth_normals
 from modules.geometry.sharp_features import add_features
+from modules.geometry.threads import by_one_thread
 from modules.geometry.well_composed import LEAST_SHARE, compose_well
 
 DistanceFunction = Callable[[ndarray], ndarray]
@@ -27,7 +30,7 @@ GRID_HALF_SIDE = 0.54
 COARSEST = 24
 """The first grid has at least so many cells along a side, and less than twice as many."""
 
-SQUARE_STEPS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
+SQUARE_STEPS = torch.tensor([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
 """From a cell to the one behind each of its faces, in the order of `SQUARES`."""
 
 CHUNK = 262_144
@@ -40,6 +43,7 @@ def extract_isosurface(
     points: Float[ndarray, "n 3"],
     half_side: float = GRID_HALF_SIDE,
     sharp: bool = True,
+    device: torch.device | str = "cpu",
 ) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"]]:
     """Return the zero set of a distance function on a grid, evaluated near the surface only.
 
@@ -54,30 +58,50 @@ def extract_isosurface(
         half_side: the grid spans [-half_side, half_side]^3.
         sharp: find edges and corners inside of cells by the field's gradient; marching cubes alone
             cuts them off.
+        device: where the grid is kept; what is best where the field is evaluated.
     """
-    samples = _GridSamples(distance, cells, half_side)
+    device = torch.device(device)
+
+    def find() -> tuple[ndarray, ...]:
+        return _crossed_cells(distance, cells, points, half_side, device)
+
+    lowest, vertices, faces, cell = by_one_thread(find) if device.type == "cpu" else find()
+    if not sharp:
+        return vertices, faces
+    return add_features(vertices, faces, cell, lowest, 2.0 * half_side / cells, distance)
+
+
+def _crossed_cells(
+    distance: DistanceFunction,
+    cells: int,
+    points: Float[ndarray, "n 3"],
+    half_side: float,
+    device: torch.device,
+) -> tuple[ndarray, ...]:
+    """Return the lowest corners of the cells that the surface crosses, and what `march` returns."""
+    samples = _GridSamples(distance, cells, half_side, device)
+    corners = CORNERS.to(device)
     stride = 2 ** max(int(np.log2(cells / COARSEST)), 0)
-    place = np.clip(((points + half_side) / samples.step).astype(np.int64), 0, cells - 1)
-    corner = np.stack(np.meshgrid(*[np.arange(0, cells, stride)] * 3, indexing="ij"), axis=-1)
-    corner = corner.reshape(-1, 3)
+    line = torch.arange(0, cells, stride, device=device)
+    corner = torch.cartesian_prod(line, line, line)
+    place = torch.from_numpy(points).to(device)
+    place = ((place + half_side) / samples.step).long().clamp(0, cells - 1)
     while stride > 1:
-        index = samples.index(corner, stride)
+        index = samples.index(corner, stride)  # which adds to the values
         values = samples.values[index]
-        low, high = values.min(axis=1), values.max(axis=1)
+        low, high = values.aminmax(dim=1)
         active = (low < 0) & (high >= 0)
-        active |= np.abs(values).min(axis=1) < 0.5 * stride * samples.step
-        active |= np.isin(samples.key(corner), np.unique(samples.key(place // stride * stride)))
+        active |= values.abs().amin(dim=1) < 0.5 * stride * samples.step
+        active |= torch.isin(samples.key(corner), samples.key(place // stride * stride).unique())
         stride //= 2
-        corner = (corner[active][:, None] + stride * CORNERS).reshape(-1, 3)
-        corner = corner[(corner < cells).all(axis=1)]
+        corner = (corner[active][:, None] + stride * corners).view(-1, 3)
+        corner = corner[(corner < cells).all(dim=1)]
     crossed, place = samples.closed(corner)
     step = samples.step
     vertices, faces, cell = march(crossed, place, samples.values)
-    vertices = vertices * step - half_side
-    if not sharp:
-        return vertices, faces
-    lowest = place[crossed[:, 0]] * step - half_side
-    return add_features(vertices, faces, cell, lowest, step, distance)
+    lowest = place[crossed[:, 0]].double() * step - half_side
+    found = lowest, vertices * step - half_side, faces, cell
+    return tuple(each.cpu().numpy() for each in found)
 
 
 def least_thickness(cells: int) -> float:
@@ -98,49 +122,46 @@ class _GridSamples:
         half_side: the grid spans [-half_side, half_side]^3.
     """
 
-    def __init__(self, distance: DistanceFunction, cells: int, half_side: float) -> None:
+    def __init__(
+        self, distance: DistanceFunction, cells: int, half_side: float, device: torch.device
+    ) -> None:
         self.distance, self.cells, self.half_side = distance, cells, half_side
         self.step = 2.0 * half_side / cells
-        self.values = np.zeros(0)
-        self._keys, self._order = np.zeros((2, 0), dtype=np.int64)
+        self.values = torch.zeros(0, dtype=torch.float64, device=device)
+        self._keys, self._order = torch.zeros((2, 0), dtype=torch.long, device=device)
 
-    def key(self, place: Int[ndarray, "*n 3"]) -> Int[ndarray, "*n"]:
+    def key(self, place: Int[Tensor, "*n 3"]) -> Int[Tensor, "*n"]:
         """Return one number for every vertex or, by its lowest corner, every cell."""
         side = 2 * self.cells + 1
         return (place[..., 0] * side + place[..., 1]) * side + place[..., 2]
 
-    def place(self, key: Int[ndarray, " n"]) -> Int[ndarray, "n 3"]:
+    def place(self, key: Int[Tensor, " n"]) -> Int[Tensor, "n 3"]:
         """Return the coordinates of numbered vertices."""
         side = 2 * self.cells + 1
-        return np.stack([key // side**2, key // side % side, key % side], axis=1)
+        return torch.stack([key // side**2, key // side % side, key % side], dim=1)
 
-    def index(self, corner: Int[ndarray, "c 3"], stride: int) -> Int[ndarray, "c 8"]:
+    def index(self, corner: Int[Tensor, "c 3"], stride: int) -> Int[Tensor, "c 8"]:
         """Return where `values` holds the corners of cells, evaluating those that it lacks.
 
         Args:
             corner: the cells' lowest corners.
             stride: the cells' side.
         """
-        keys = self.key(corner[:, None] + stride * CORNERS)
-        wanted, inverse = np.unique(keys, return_inverse=True)
-        at = np.searchsorted(self._keys, wanted)
-        known = np.zeros(len(wanted), dtype=bool)
+        keys = self.key(corner)[:, None] + self.key(stride * CORNERS.to(corner.device))
+        wanted, inverse = keys.unique(return_inverse=True)
+        at = torch.searchsorted(self._keys, wanted)
+        known = torch.zeros_like(wanted, dtype=torch.bool)
         inner = at < len(self._keys)
         known[inner] = self._keys[at[inner]] == wanted[inner]
         missing = wanted[~known]
-        found = [
-            self._evaluate(self.place(missing[start : start + CHUNK]))
-            for start in range(0, len(missing), CHUNK)
-        ]
-        new = len(self.values) + np.arange(len(missing))
-        self.values = np.concatenate([self.values, *found])
-        self._keys = np.insert(self._keys, at[~known], missing)
-        self._order = np.insert(self._order, at[~known], new)
-        return self._order[np.searchsorted(self._keys, wanted)][inverse.reshape(keys.shape)]
+        found = [self._evaluate(self.place(some)) for some in missing.split(CHUNK)]
+        new = len(self.values) + torch.arange(len(missing), device=corner.device)
+        self.values = torch.cat([self.values, *found])
+        self._keys, order = torch.cat([self._keys, missing]).sort()
+        self._order = torch.cat([self._order, new])[order]
+        return self._order[torch.searchsorted(self._keys, wanted)][inverse]
 
-    def closed(
-        self, corner: Int[ndarray, "c 3"]
-    ) -> tuple[Int[ndarray, "d 8"], Int[ndarray, "n 3"]]:
+    def closed(self, corner: Int[Tensor, "c 3"]) -> tuple[Int[Tensor, "d 8"], Int[Tensor, "n 3"]]:
         """Return all fine cells that the surfaces in some cells cross, well-composed.
 
         Args:
@@ -149,30 +170,33 @@ class _GridSamples:
         Returns:
             Indices of their corners into `values`, and the coordinates of those vertices.
         """
+        steps = SQUARE_STEPS.to(corner.device)
         while True:
             crossed = self.index(corner, 1)
             compose_well(crossed, self.values, self.step)
-            inside = self.values[crossed] < 0
-            kept = inside.any(axis=1) & ~inside.all(axis=1)
-            corner, crossed, inside = corner[kept], crossed[kept], inside[kept]
+            inside = (self.values < 0)[crossed]
+            kept = inside.any(dim=1) & ~inside.all(dim=1)
+            corner, crossed, inside = corner[kept], crossed[kept], inside[kept].T.contiguous()
             follow = [corner]
-            for square, step in zip(SQUARES, SQUARE_STEPS, strict=True):
-                goes_on = inside[:, square].any(axis=1) & ~inside[:, square].all(axis=1)
+            for square, step in zip(SQUARES, steps, strict=True):
+                first, *others = (inside[number] for number in square)
+                goes_on = (first != others[0]) | (first != others[1]) | (first != others[2])
                 follow.append(corner[goes_on] + step)
-            found = self.place(np.unique(self.key(np.concatenate(follow))))
+            found = self.place(self.key(torch.cat(follow)).unique())
             if len(found) == len(corner):
-                place = np.zeros((len(self.values), 3), dtype=np.int64)
+                place = torch.zeros((len(self.values), 3), dtype=torch.long, device=corner.device)
                 place[self._order] = self.place(self._keys)
                 return crossed, place
             corner = found
 
-    def _evaluate(self, place: Int[ndarray, "n 3"]) -> Float[ndarray, " n"]:
+    def _evaluate(self, place: Int[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Return the field at vertices: outside on the border, and never 0."""
-        values = self.distance(place * self.step - self.half_side)
-        border = ((place <= 0) | (place >= self.cells)).any(axis=1)
-        values = np.where(border, np.maximum(values, 0.5 * self.step), values)
+        points = place.double() * self.step - self.half_side
+        values = torch.from_numpy(self.distance(points.cpu().numpy())).to(place.device)
+        border = ((place <= 0) | (place >= self.cells)).any(dim=1)
+        values = torch.where(border, values.clamp_min(0.5 * self.step), values)
         least = LEAST_SHARE * self.step
-        return np.where(values < 0, np.minimum(values, -least), np.maximum(values, least))
+        return torch.where(values < 0, values.clamp_max(-least), values.clamp_min(least))
 
 
 def drop_small_components(

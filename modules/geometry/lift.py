@@ -12,6 +12,9 @@ from data_pipeline.contract import Camera
 from modules.geometry.cameras import ray_per_depth
 from modules.geometry.nearest_pixel import nearest_pixel
 
+AROUND = np.ones((1, 3, 3))
+"""A pixel of a view and its eight neighbours."""
+
 DRIFT_WINDOW = 1.5
 """Pixels, a standard deviation: errors that neighbours share are of their view, others random."""
 
@@ -22,9 +25,11 @@ class HitRule:
 
     Args:
         normal_length: a foreground normal is longer than this; the background's is 0.
-        background_length: a pixel is background, and seen through, only if its normal is shorter
-            than this; what lies between is left undecided, like foreground without a sound depth.
-            Beside a foreground's normal it is blur of the outline, and background as well.
+        background_length: a pixel is background, and seen through, if its normal is shorter than
+            this. What lies between is blur and background too where it parts background from
+            foreground and is shorter than `normal_length` times the longest normal around it (a
+            thin leg's are all short); else it is left undecided, like foreground without a sound
+            depth.
         reprojection: a foreground coord projects to within this share of the image's side from
             its own pixel.
         depth_jump: pixels half way up a step in depth of more than this, in world units, are
@@ -44,6 +49,7 @@ class Observation:
     Args:
         cameras: the views.
         hit: foreground pixels.
+        silhouette: pixels that show the object, those at an unknown depth with them.
         depth: distance along the viewing axis, world units; +inf on the background, -inf where a
             made image shows something at an unknown depth, so that nothing can be seen through it.
         rgb: sRGB image in [0, 1], its background filled with the nearest foreground colour.
@@ -60,6 +66,7 @@ class Observation:
 
     cameras: tuple[Camera, ...]
     hit: Bool[ndarray, "v h w"]
+    silhouette: Bool[ndarray, "v h w"]
     depth: Float[ndarray, "v h w"]
     rgb: Float[ndarray, "v h w 3"]
     position: Float[ndarray, "n 3"]
@@ -69,11 +76,6 @@ class Observation:
     spacing: float
     misplaced: Float[ndarray, " n"]
     drift: float
-
-    @property
-    def silhouette(self) -> Bool[ndarray, "v h w"]:
-        """Pixels that show the object, those at an unknown depth with them."""
-        return ~np.isposinf(self.depth)
 
     @property
     def point_of_pixel(self) -> Int[ndarray, "v h w"]:
@@ -130,18 +132,20 @@ def lift(
     if hit is None:
         steepness = np.sqrt(np.maximum(1.0 - facing**2, 0.0)) / np.maximum(np.abs(facing), 0.02)
         found = find_hit(length, pixels, depth, steepness * spacing[:, None, None], rule)
-        enclosed = ndimage.binary_closing(found, np.ones((1, 3, 3)))
-        beside = ndimage.binary_dilation(solid, np.ones((1, 3, 3)))
-        longest = np.where(beside, rule.normal_length, rule.background_length)
-        seen_through = (length <= longest) & ~enclosed
+        enclosed = ndimage.binary_closing(found, AROUND)
+        seen_through = find_background(length, rule) & ~enclosed
+        # What is undecided beside the object is blur of its outline, most of which lies outside.
+        beside = ndimage.binary_dilation(solid, AROUND)
+        silhouette = ~seen_through & (solid | enclosed | ~beside)
     else:
-        found = hit & solid
+        found = silhouette = hit & solid
         seen_through = ~found
     rgb = fill_background(rgb, found)
     missed = (pixels - _pixel_centres(resolution_px)) * spacing[:, None, None, None]
     return Observation(
         cameras=tuple(cameras),
         hit=found,
+        silhouette=silhouette,
         depth=np.where(found, depth, np.where(seen_through, np.inf, -np.inf)),
         rgb=rgb,
         position=position[found],
@@ -221,6 +225,23 @@ def fill_background(
             filled[view][replaced] = rgb[nearest[0], nearest[1]][replaced]
         filled[view] = filled[view][nearest_pixel(foreground)]
     return filled
+
+
+def find_background(
+    normal_length: Float[ndarray, "v h w"], rule: HitRule
+) -> Bool[ndarray, "v h w"]:
+    """Return the background of images that a network made, what it left undecided not among it.
+
+    Args:
+        normal_length: lengths of the normals.
+        rule: thresholds.
+    """
+    background = normal_length < rule.background_length
+    longest = np.minimum(ndimage.maximum_filter(normal_length, (1, 3, 3)), 1.0)
+    outside = normal_length <= rule.normal_length * longest
+    solid = normal_length > rule.normal_length
+    between = ndimage.binary_dilation(solid, AROUND) & ndimage.binary_dilation(background, AROUND)
+    return background | (outside & between)
 
 
 def _spacing(camera: Camera, depth: Float[ndarray, " n"], resolution_px: int) -> float:

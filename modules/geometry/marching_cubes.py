@@ -8,27 +8,25 @@ the surface is closed and manifold.
 
 import itertools
 
-import numpy as np
+import torch
 from jaxtyping import Float, Int
-from numpy import ndarray
+from torch import Tensor
 
-CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))
+CORNERS = torch.tensor(list(itertools.product((0, 1), repeat=3)))
 """Of a cell, as steps from its lowest corner along x, y and z; number 4 x + 2 y + z."""
 
-SQUARES = np.array(
-    [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-)
+SQUARES = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 """The corners of a cell's faces, counter-clockwise as seen from outside: lower x, upper x, ..."""
 
-EDGES = np.array([(a, b) for a, b in itertools.combinations(range(8), 2) if a ^ b in (1, 2, 4)])
+EDGES = [(a, b) for a, b in itertools.combinations(range(8), 2) if a ^ b in (1, 2, 4)]
 """The ends of a cell's edges, the lower one first."""
 
 
 def _polygons(inside: tuple[bool, ...]) -> list[list[int]]:
     """Return the edges that each polygon of a cell crosses, in order; normals point outside."""
-    number = {tuple(edge): i for i, edge in enumerate(EDGES.tolist())}
+    number = {edge: i for i, edge in enumerate(EDGES)}
     following = {}
-    for square in SQUARES.tolist():
+    for square in SQUARES:
         around = list(zip(square, [*square[1:], square[0]], strict=True))
         leaving = [(a, b) for a, b in around if inside[a] and not inside[b]]
         entering = [(a, b) for a, b in around if inside[b] and not inside[a]]
@@ -47,24 +45,24 @@ def _polygons(inside: tuple[bool, ...]) -> list[list[int]]:
     return polygons
 
 
-def _triangle_table() -> tuple[Int[ndarray, "256 t 3"], Int[ndarray, " 256"]]:
-    """Return the edges that the triangles of every case cross, and how many triangles it has."""
+def _triangle_table() -> tuple[Int[Tensor, "256 t 3 2"], Int[Tensor, " 256"]]:
+    """Return the corners between which every case's triangles lie, and how many there are."""
     cases = []
     for code in range(256):
         polygons = _polygons(tuple(bool(code >> corner & 1) for corner in range(8)))
         cases.append([(p[0], *pair) for p in polygons for pair in itertools.pairwise(p[1:])])
-    table = np.zeros((256, max(map(len, cases)), 3), dtype=np.int64)
+    table = torch.zeros(256, max(map(len, cases)), 3, dtype=torch.long)
     for code, triangles in enumerate(cases):
-        table[code, : len(triangles)] = np.reshape(triangles, (-1, 3))
-    return table, np.array([len(triangles) for triangles in cases])
+        table[code, : len(triangles)] = torch.tensor(triangles, dtype=torch.long).view(-1, 3)
+    return torch.tensor(EDGES)[table], torch.tensor([len(triangles) for triangles in cases])
 
 
 TRIANGLES, NUM_TRIANGLES = _triangle_table()
 
 
 def march(
-    cells: Int[ndarray, "c 8"], place: Int[ndarray, "n 3"], values: Float[ndarray, " n"]
-) -> tuple[Float[ndarray, "v 3"], Int[ndarray, "f 3"], Int[ndarray, " f"]]:
+    cells: Int[Tensor, "c 8"], place: Int[Tensor, "n 3"], values: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "v 3"], Int[Tensor, "f 3"], Int[Tensor, " f"]]:
     """Return the surface between negative and other values; normals point to the latter.
 
     The third result is the cell that each face lies in. A cell's polygons follow each other, each
@@ -76,25 +74,27 @@ def march(
         values: at the corners; none is 0.
     """
     ends, faces, cell = crossings(cells, values)
-    low, high = ends.T
+    low, high = ends.unbind(dim=1)
     share = (values[low] / (values[low] - values[high]))[:, None]
     return place[low] * (1.0 - share) + place[high] * share, faces, cell
 
 
 def crossings(
-    cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"]
-) -> tuple[Int[ndarray, "v 2"], Int[ndarray, "f 3"], Int[ndarray, " f"]]:
+    cells: Int[Tensor, "c 8"], values: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, "v 2"], Int[Tensor, "f 3"], Int[Tensor, " f"]]:
     """Return the corners between which each vertex lies, the faces and their cells; see `march`.
 
     Args:
         cells: indices of each cell's corners.
         values: at the corners; none is 0.
     """
-    inside = values[cells] < 0
-    code = inside @ (1 << np.arange(8))
-    chosen = np.arange(TRIANGLES.shape[1]) < NUM_TRIANGLES[code][:, None]
-    cell = np.nonzero(chosen)[0]
-    edge = TRIANGLES[code][chosen]
-    ends = cells[cell[:, None, None], EDGES[edge]]
-    key, index = np.unique(ends[..., 0] * len(values) + ends[..., 1], return_inverse=True)
-    return np.stack(np.divmod(key, len(values)), axis=1), index.reshape(-1, 3), cell
+    triangles, number = TRIANGLES.to(cells.device), NUM_TRIANGLES.to(cells.device)
+    bit = 2 ** torch.arange(8, device=cells.device)
+    code = ((values < 0)[cells] * bit).sum(dim=1)
+    rank = torch.arange(triangles.shape[1], device=cells.device)
+    cell, rank = (rank < number[code][:, None]).nonzero(as_tuple=True)
+    corners = triangles[code[cell], rank]
+    ends = cells[cell].gather(1, corners.view(-1, 6)).view(-1, 2)
+    key, index = (ends[:, 0] * len(values) + ends[:, 1]).unique(return_inverse=True)
+    ends = torch.stack([key // len(values), key % len(values)], dim=1)
+    return ends, index.view(-1, 3), cell

@@ -1,10 +1,7 @@
 """Baking: every view's pixels are carried to the texels that it sees, blended by angle."""
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +12,11 @@ from torch import Tensor
 
 from data_pipeline.contract import Camera, linear_to_srgb, srgb_to_linear
 from modules.geometry.atlas import Atlas
+from modules.geometry.cameras import project_points
 from modules.geometry.lift import Observation
 from modules.geometry.nearest_pixel import nearest_pixel
-from modules.geometry.rasterizer import half_width, rasterizer_or_embree
-
-Result = TypeVar("Result")
+from modules.geometry.rasterizer import rasterizer_or_embree
+from modules.geometry.threads import by_one_thread
 
 ColourFunction = Callable[[ndarray, ndarray], ndarray]
 """Maps world points and unit normals, `(p, 3)` each, to sRGB colours `(p, 3)` in [0, 1]."""
@@ -36,8 +33,6 @@ SRGB_LEVELS = np.rint(255.0 * linear_to_srgb(np.linspace(0.0, 1.0, 2**16))).asty
 
 LEAST_COSINE = 0.05
 """Of the angle at which a view looks at a texel: at a greater slant it does not count."""
-
-_number_of_threads = threading.Lock()
 
 SHADOW_PX = 2
 """Pixels of a mesh's depth image to one of a view's: it tells what the view sees of the mesh."""
@@ -97,7 +92,7 @@ def bake(
             baking.add_view(observation, view, noise, settings, total, linear)
         return baking, total, linear
 
-    baking, total, linear = _by_one_thread(blend) if device.type == "cpu" else blend()
+    baking, total, linear = by_one_thread(blend) if device.type == "cpu" else blend()
     if not len(total):  # so many faces that they slip between the texels' centres
         mean = np.rint(255.0 * colour_field(vertices, normals).mean(axis=0)).astype(np.uint8)
         return np.tile(mean, (settings.resolution_px, settings.resolution_px, 1))
@@ -115,29 +110,6 @@ def bake(
     texel[covered] = np.arange(len(colour))
     # Texels outside the charts repeat the nearest covered one, so filtering blends no background.
     return colour.cpu().numpy()[texel[nearest_pixel(covered)]]
-
-
-def _by_one_thread(work: Callable[[], Result]) -> Result:
-    """Return what the work returns, which torch does on one thread of the CPU.
-
-    On two, hundreds of short steps took ten times as long where the cores were shared with other
-    programs: after each of them one thread waits for the other. How many threads torch uses is
-    told by the thread that asks for the work, and by the program for threads to come: so this work
-    gets a thread of its own, and the program's number is back before it begins.
-    """
-
-    def keep_to_one() -> None:
-        torch.get_num_threads()  # takes over the program's number, which it else does later
-        torch.set_num_threads(1)
-
-    with ThreadPoolExecutor(1) as own:
-        with _number_of_threads:
-            threads = torch.get_num_threads()
-            try:
-                own.submit(keep_to_one).result()
-            finally:
-                torch.set_num_threads(threads)
-        return own.submit(work).result()
 
 
 class _Baking:
@@ -202,7 +174,7 @@ class _Baking:
         start = self.position[facing] + 0.5 * spacing * (normal + toward)
         facing = facing[~self._hidden(start, camera, SHADOW_PX * side)]
         position, cosine = self.position[facing], cosine[facing]
-        x, y, depth = _project(position, camera)
+        x, y, depth = project_points(position, camera)
         tolerance = settings.depth_tolerance * (spacing / cosine.clamp_min(0.2) + noise)
         # Beyond the image lies one pixel before its first and two after its last: nothing is seen.
         x, y = ((each * side - 0.5).clamp(-1.0, float(side)) for each in (x, y))
@@ -236,22 +208,12 @@ class _Baking:
     ) -> Bool[Tensor, " p"]:
         """Return before which points a depth image of the mesh shows something."""
         seen = self._rasterizer.rasterize(self._vertices, self._faces, (camera,), resolution_px)
-        depth = _project(self._vertices, camera)[2]
+        depth = project_points(self._vertices, camera)[2]
         image = self._rasterizer.interpolate(depth[:, None], self._faces, seen)[0, ..., 0]
         image = torch.where(seen.hit[0], image, torch.inf)
-        x, y, depth = _project(points, camera)
+        x, y, depth = project_points(points, camera)
         column, row = ((each * resolution_px).long().clamp(0, resolution_px - 1) for each in (x, y))
         return image[row, column] < depth
-
-
-def _project(
-    points: Float[Tensor, "p 3"], camera: Camera
-) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"], Float[Tensor, " p"]]:
-    """Return where points are in an image whose sides are 1, and their depths: x, y and depth."""
-    right, up, back, eye = torch.tensor(camera.camera_to_world)[:3].T.to(points)
-    x, y, behind = (((points - eye) * axis).sum(dim=1) for axis in (right, up, back))
-    span = 2.0 * half_width(camera) * (1.0 if camera.projection == "orthographic" else -behind)
-    return x / span + 0.5, 0.5 - y / span, -behind
 
 
 def _pixels(

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from modules.geometry.isosurface import GRID_HALF_SIDE
 
@@ -43,24 +46,27 @@ class EmptySpace:
         chosen: cells that no view sees and that are empty, and those around them.
     """
 
-    distance: Float[ndarray, "s s s"]
-    chosen: Bool[ndarray, "s s s"]
+    distance: Float[Tensor, "s s s"]
+    chosen: Bool[Tensor, "s s s"]
 
-    def depth(self, points: Float[ndarray, "p 3"]) -> Float[ndarray, " p"]:
+    def depth(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
         """Return how far points lie in empty space; -inf where this says nothing of them."""
         size = len(self.chosen)
-        place = ((points + GRID_HALF_SIDE) * (size / (2.0 * GRID_HALF_SIDE)) - 0.5).T
-        cell = np.clip(np.rint(place).astype(np.int64), 0, size - 1)
-        chosen = self.chosen[tuple(cell)]
-        depth = np.full(len(points), -np.inf)
-        depth[chosen] = ndimage.map_coordinates(
-            self.distance, place[:, chosen], order=1, mode="nearest"
-        )
+        place = (points + GRID_HALF_SIDE) * (size / (2.0 * GRID_HALF_SIDE)) - 0.5
+        x, y, z = place.round().long().clamp_(0, size - 1).unbind(dim=1)
+        chosen = self.chosen[x, y, z].nonzero()[:, 0]
+        depth = points.new_full((len(points),), -torch.inf)
+        lattice = points[chosen].flip(1)[None, None, None] / GRID_HALF_SIDE
+        depth[chosen] = grid_sample(
+            self.distance[None, None], lattice, padding_mode="border", align_corners=False
+        ).flatten()
         return depth
 
 
 def find_empty_space(
-    free_space: Callable[[ndarray], ndarray], nearest: Callable[[ndarray, float], ndarray]
+    free_space: Callable[[ndarray], ndarray],
+    nearest: Callable[[ndarray, float], ndarray],
+    device: torch.device,
 ) -> EmptySpace | None:
     """Return the unseen space that is empty; None if there is none.
 
@@ -68,6 +74,7 @@ def find_empty_space(
         free_space: how far world points lie in space that a view looks through.
         nearest: distance of world points to the nearest point that was seen; infinite beyond the
             distance given.
+        device: where it will be asked for.
     """
     size = 2.0 * GRID_HALF_SIDE / CELLS
     centre = (np.arange(CELLS) + 0.5) * size - GRID_HALF_SIDE
@@ -83,7 +90,10 @@ def find_empty_space(
     outside = empty | free
     distance = ndimage.distance_transform_edt(outside) - ndimage.distance_transform_edt(~outside)
     distance -= np.copysign(0.5, distance)
-    return EmptySpace(distance * size, ndimage.binary_dilation(empty))
+    chosen = ndimage.binary_dilation(empty)
+    return EmptySpace(
+        torch.from_numpy(distance * size).to(device), torch.from_numpy(chosen).to(device)
+    )
 
 
 def _cut(free: Bool[ndarray, "s s s"], solid: Bool[ndarray, "s s s"]) -> Bool[ndarray, "s s s"]:

@@ -5,9 +5,9 @@ must guess whether the inside is joined, and joining it in one cell and not in t
 edge of four faces. A grid without such squares leaves nothing to guess.
 """
 
-import numpy as np
+import torch
 from jaxtyping import Float, Int
-from numpy import ndarray
+from torch import Tensor
 
 from modules.geometry.marching_cubes import SQUARES
 
@@ -16,7 +16,7 @@ LEAST_SHARE = 0.01
 grid vertex, vertices of up to twelve cells would share its place and join what only touches."""
 
 
-def compose_well(cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"], step: float) -> None:
+def compose_well(cells: Int[Tensor, "c 8"], values: Float[Tensor, " n"], step: float) -> None:
     """Put corners inside, in place, until no inside corners touch only diagonally.
 
     Args:
@@ -28,7 +28,7 @@ def compose_well(cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"], step:
         values[found] = -LEAST_SHARE * step
 
 
-def joints(cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"]) -> Int[ndarray, " j"]:
+def joints(cells: Int[Tensor, "c 8"], values: Float[Tensor, " n"]) -> Int[Tensor, " j"]:
     """Return the corners to put inside, so that no inside corners touch only diagonally.
 
     Of the two outside corners of such a square, the one nearest to the surface. What is put inside
@@ -38,12 +38,12 @@ def joints(cells: Int[ndarray, "c 8"], values: Float[ndarray, " n"]) -> Int[ndar
         cells: indices of each cell's corners, in the order of `marching_cubes.CORNERS`.
         values: signed distances at the corners, negative inside.
     """
-    inside = values[cells] < 0
-    found = [np.zeros(0, dtype=np.int64)]
+    inside = (values < 0)[cells].T.contiguous()
+    found = [cells.new_zeros(0)]
     for square in SQUARES:
         for one, other in ((square[::2], square[1::2]), (square[1::2], square[::2])):
-            apart = inside[:, one].all(axis=1) & ~inside[:, other].any(axis=1)
+            apart = inside[one[0]] & inside[one[1]] & ~(inside[other[0]] | inside[other[1]])
             corners = cells[apart][:, other]
-            nearest = values[corners].argmin(axis=1)
-            found.append(corners[np.arange(len(corners)), nearest])
-    return np.unique(np.concatenate(found))
+            nearest = values[corners].argmin(dim=1, keepdim=True)
+            found.append(corners.gather(1, nearest)[:, 0])
+    return torch.cat(found).unique()

@@ -39,3 +39,16 @@ def load_refiner(directory: Path) -> Refiner:
             "train it with experiment=tiny/refiner_decoder, or give another checkpoint folder"
         ) from error
     return refiner.eval().requires_grad_(False)
+
+
+def continue_refiner(refiner: Refiner, directory: Path) -> None:
+    """Give a refiner that is to be trained the weights of an exported one.
+
+    Raises:
+        UserError: the folder holds none, or one of another shape.
+    """
+    exported = load_refiner(directory)
+    if exported.config != refiner.config:
+        needed = " ".join(f"refiner.{key}={value}" for key, value in exported.config.items())
+        raise UserError(f"the refiner of {directory} is of another shape: give {needed}")
+    refiner.load_state_dict(exported.state_dict())

@@ -15,7 +15,7 @@ from modules.geometry.corruption import subsample
 from modules.losses.flow import RGB
 from modules.pipelines.export import model_digest
 from modules.pipelines.generation import TextTo25D
-from modules.pipelines.sampling import Sampling
+from modules.pipelines.sampling_options import Sampling
 
 CONDITION_VIEW = 0
 

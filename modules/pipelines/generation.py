@@ -19,7 +19,8 @@ from modules.networks.pipeline_folder import stage_folder
 from modules.networks.text_backbones import PretrainedText
 from modules.networks.text_encoder import TextEncoder
 from modules.networks.vision_encoder import VisionEncoder
-from modules.pipelines.sampling import Progress, Sampling, integrate, rescale
+from modules.pipelines.sampling import Progress, integrate, rescale
+from modules.pipelines.sampling_options import Sampling
 
 GEOMETRY = [MODALITIES.index("normal"), MODALITIES.index("coord")]
 

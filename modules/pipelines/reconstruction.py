@@ -79,13 +79,14 @@ def check_images(
         )
     if hit is not None and hit.shape != views:
         raise UserError(f"hit is of shape {tuple(hit.shape)}: these images need {views}")
-    bad = ~images.isfinite()
+    values = images.detach().cpu().numpy()  # torch's threads would take longer than the work
+    bad = ~np.isfinite(values)
     if bad.any():
         raise UserError(
-            f"{int(bad.any(dim=2).sum())} pixels of the images are NaN or infinite: the model "
+            f"{int(bad.any(axis=2).sum())} pixels of the images are NaN or infinite: the model "
             "that made them overflowed or is damaged; try float32, another seed or checkpoint"
         )
-    largest = float(images.abs().max())
+    largest = float(np.abs(values).max())
     if largest > LARGEST_VALUE:
         raise UserError(
             f"the images reach {largest:.3g}, but rgb, normal and coord lie in [-1, 1]: the "
@@ -109,7 +110,7 @@ class Reconstructor:
         num_faces: face budget.
         smallest_component: pieces with a smaller share of the largest one's area are dropped.
         rule: finds the foreground of images without an exact one; None for the default.
-        device: where the network and the baking run; the rest runs on the CPU.
+        device: where the field, the network and the baking run; the rest runs on the CPU.
     """
 
     stage = "refiner_decoder"
@@ -229,7 +230,7 @@ class Reconstructor:
         settings = ClassicalSettings(thickness=least_thickness(grid))
         if self.refiner is not None:
             settings = replace(settings, truncation=self.refiner.truncation)
-        classical = ClassicalField(observation, settings)
+        classical = ClassicalField(observation, settings, self.device)
         field = RefinedField(classical, self.refiner)
         classical = field.classical
         vertices, faces = extract_isosurface(
@@ -237,6 +238,7 @@ class Reconstructor:
             grid,
             classical.observation.position,
             sharp=shows_edges(classical, grid),
+            device=self.device,
         )
         vertices, faces = drop_small_components(vertices, faces, self.smallest_component)
         if not len(faces):

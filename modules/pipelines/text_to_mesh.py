@@ -27,7 +27,7 @@ from modules.pipelines.export import (
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor
 from modules.pipelines.reference_images import fit_reference, images_digest, read_references
-from modules.pipelines.sampling import Sampling
+from modules.pipelines.sampling_options import Sampling
 from modules.pipelines.texturing import GivenMesh
 
 LAYOUT = "ortho6"

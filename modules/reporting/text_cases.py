@@ -39,6 +39,7 @@ from modules.metrics.scoring import FAILURE_FIGURES, check_seed
 from modules.networks.pipeline_folder import stage_folder
 from modules.pipelines.generation import TextTo25D
 from modules.pipelines.reconstruction import Reconstructor, check_mesh_size
+from modules.pipelines.sampling_options import Sampling
 from modules.pipelines.text_to_mesh import LAYOUT, check_layout
 from modules.reporting.attributed_samples import (
     CLASSIFIED,
@@ -92,9 +93,9 @@ class TextOptions:
     classifier_steps: int
 
     def __post_init__(self) -> None:
-        for key in ("steps", "classifier_steps"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.classifier_steps < 1:
+            raise UserError(f"classifier_steps={self.classifier_steps} must be at least 1")
+        Sampling(steps=self.steps, guidance=self.guidance)  # refused now, not after the training
         check_seed(self.seed)
         check_mesh_size(self.grid, self.texture_px)
 

@@ -23,8 +23,9 @@ from modules.losses.field import (
     wrong_side,
 )
 from modules.losses.rendering import RENDERING_LOSSES, rendering_losses, vertex_normals
+from modules.networks.pipeline_folder import stage_folder
 from modules.networks.refiner import FeatureVolumes, Refiner
-from modules.networks.refiner_files import save_refiner
+from modules.networks.refiner_files import continue_refiner, save_refiner
 from modules.systems.randomness import draw_generator
 from modules.systems.replay import Replay
 from modules.systems.schedule import optimizer_with_schedule
@@ -55,10 +56,12 @@ class RefinerDecoderSystem(lightning.LightningModule):
             the classical one, as the residual has hardly begun.
         replay_count: samples of earlier batches that are added to every batch.
         replay_capacity: samples that are kept for that.
+        start: pipeline folder with a refiner of the same shape, whose training goes on.
         seed: of what training draws.
 
     Raises:
         UserError: `rendering_weights` has a name that no rendering loss has.
+        UserError: `start` holds no refiner of this shape; when the model is configured.
     """
 
     stage = "refiner_decoder"
@@ -80,6 +83,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         rendering_after: int = 0,
         replay_count: int = 0,
         replay_capacity: int = 1024,
+        start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,7 +104,7 @@ class RefinerDecoderSystem(lightning.LightningModule):
         self.eikonal_step = eikonal_step
         self.rendering_weights = dict(rendering_weights or {})
         self.rendering_share, self.rendering_after = rendering_share, rendering_after
-        self.seed = seed
+        self.start, self.seed = start, seed
         self.replay = Replay(replay_count, replay_capacity) if replay_count else None
         self.refiner: Any = None
         self._rendered: list[tuple[dict[str, Tensor], int]] = []
@@ -109,6 +113,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.refiner is None:
             self.refiner = self.build_network()
+            if self.start is not None:
+                continue_refiner(self.refiner, stage_folder(Path(self.start), self.stage))
 
     def configure_optimizers(self) -> Any:
         return optimizer_with_schedule(

@@ -5,15 +5,13 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from raster_scenes import torus
+from raster_scenes import shown, waved_torus
 
-from data_pipeline.contract import Camera, view_layout
+from data_pipeline.contract import view_layout
 from modules.geometry import texture
 from modules.geometry.atlas import unwrap
 from modules.geometry.lift import lift
-from modules.geometry.mesh import ColoredMesh, smooth_normals
-from modules.geometry.rasterize import render_mesh
+from modules.geometry.mesh import smooth_normals
 from modules.geometry.rasterizer_embree import EmbreeRasterizer
 from modules.geometry.texture import BakeSettings, bake
 from modules.pipelines.reconstruction import Reconstructor
@@ -22,32 +20,6 @@ pytestmark = pytest.mark.gpu
 
 FEWEST_CPUS = 8
 """The surface is sought on the CPU: with fewer cores a second is not promised."""
-
-
-def waved_torus() -> ColoredMesh:
-    """A torus in waves of colour."""
-    vertices, faces = (each.numpy() for each in torus(96, 64))
-    normals = smooth_normals(vertices, faces)
-    tint = 0.5 + 0.4 * np.sin(25.0 * vertices)
-    return ColoredMesh(
-        vertices=vertices,
-        faces=faces,
-        corner_normals=normals[faces],
-        corner_uv=np.zeros((len(faces), 3, 2)),
-        corner_tint=tint[faces],
-        face_texture=np.full(len(faces), -1),
-        textures=(),
-    )
-
-
-def shown(
-    mesh: ColoredMesh, cameras: tuple[Camera, ...], resolution_px: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the 2.5D images of a mesh and their foreground."""
-    views = render_mesh(mesh, cameras, resolution_px)
-    stack = np.stack([views.rgb * 2.0 - 1.0, views.normal, views.coord * 2.0])
-    images = np.moveaxis(stack, -1, 2).astype(np.float32)
-    return torch.from_numpy(images), torch.from_numpy(views.hit)
 
 
 def magenta(points: np.ndarray, normals: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ball_road import read_metrics, train_stage
 from hydra.utils import instantiate
 from sphere_shards import NUM_POINTS, members, sphere_members
-from test_diffusion import read_metrics, train_stage
 
 from data_pipeline.command_line import compose
 from data_pipeline.contract import view_layout

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_diffusion import NUM_SAMPLES, SMALL, encode_to, make_sample, train_stage
+from ball_road import NUM_SAMPLES, SMALL, encode_to, make_sample, train_stage
 
 import eval as evaluation
 from data_pipeline.command_line import compose

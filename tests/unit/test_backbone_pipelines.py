@@ -17,7 +17,7 @@ from modules.networks.denoiser_files import save_denoiser
 from modules.networks.text_backbones import Flux1Text, PretrainedText, Qwen3Text, Sd3Text
 from modules.networks.vision_encoder import VisionEncoder
 from modules.pipelines.generation import TextTo25D
-from modules.pipelines.sampling import Sampling
+from modules.pipelines.sampling_options import Sampling
 
 FLOAT = {"dtype": "float32"}
 KL = {

@@ -22,6 +22,7 @@ from modules.geometry.evidence import UNSEEN_CHANNEL
 from modules.geometry.made_images import load_made_images, made_images_of, save_made_images
 from modules.latents.spec import fingerprint
 from modules.networks.refiner import Refiner
+from modules.networks.refiner_files import save_refiner
 from modules.systems.classical_inputs import ClassicalInputs
 from modules.systems.refiner_decoder import RefinerDecoderSystem
 
@@ -353,3 +354,21 @@ def test_what_is_learned_is_not_to_undo_the_thickening_of_sheets():
 def test_a_misspelt_rendering_loss_is_refused():
     with pytest.raises(UserError, match="has nrmal: the rendering losses are mask, depth"):
         RefinerDecoderSystem(Refiner, torch.optim.Adam, rendering_weights={"nrmal": 1.0})
+
+
+def test_training_goes_on_from_an_exported_refiner_of_the_same_shape(tmp_path: Path):
+    exported = Refiner(width=4, hidden=16, side=8)
+    (tmp_path / "refiner_decoder").mkdir()
+    save_refiner(tmp_path / "refiner_decoder", exported)
+
+    def started(width: int) -> RefinerDecoderSystem:
+        network = partial(Refiner, width=width, hidden=16, side=8)
+        system = RefinerDecoderSystem(network, torch.optim.Adam, start=str(tmp_path))
+        system.configure_model()
+        return system
+
+    for ours, theirs in zip(started(4).refiner.parameters(), exported.parameters(), strict=True):
+        assert ours.requires_grad
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(UserError, match=r"another shape: give refiner\.width=4 refiner\.hidden=16"):
+        started(8)

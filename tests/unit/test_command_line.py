@@ -70,6 +70,7 @@ def test_any_printable_text_arrives_verbatim(text):
         (["-m", "data_pipeline", "render", "source=folder", "source.count=x"], 2, "source.count=x"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "steps=0"], 1, "steps=0"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "solver=ddim"], 1, "solver=ddim"),
+        (["generate.py", "prompt= ", "checkpoint=x", "out=x.glb"], 1, "prompt= is empty"),
         (["generate.py", "image=no.png", "checkpoint=x", "out=x.glb"], 1, "image=no.png: there is"),
         (["generate.py", "image=x", "sample=x", "out=x.glb"], 1, "or both; or sample=UID"),
         (["generate.py", "prompt=x", "checkpoint=x", "out=x.glb", "guidance=nan"], 1, "guidance="),
@@ -109,6 +110,17 @@ def test_a_process_ends_with_the_code_and_without_a_traceback(script):
     assert result.returncode == 2
     assert "no_such_key" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_wrong_sampling_is_refused_before_anything_slow_is_imported():
+    asked = ["generate.py", "prompt=a box", "checkpoint=x", "out=x.glb", "guidance_rescale=2"]
+    code = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {asked}; "
+    result = subprocess.run(
+        [sys.executable, "-c", code + "runpy.run_path('generate.py', run_name='__main__')"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stderr == "error: guidance_rescale=2 must lie in [0, 1]\n"
+    assert result.returncode == 1
 
 
 def test_what_a_loaders_process_could_not_use_is_told_without_its_traceback(capsys, monkeypatch):

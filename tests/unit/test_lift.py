@@ -67,6 +67,24 @@ def test_blurred_outlines_are_neither_lifted_nor_seen_through_where_the_object_i
     np.testing.assert_array_equal(exact.silhouette, hit)
 
 
+def test_thin_legs_and_blotches_are_not_seen_through_for_their_short_normals():
+    parts = [trimesh.creation.box((0.66, 0.66, 0.08))]
+    for x, y in ((-0.3, -0.3), (-0.3, 0.3), (0.3, -0.3), (0.3, 0.3)):
+        leg = trimesh.creation.box((0.035, 0.035, 0.5))
+        leg.apply_translation([x, y, -0.3])
+        parts.append(leg)
+    table = trimesh.util.concatenate(parts)
+    assert isinstance(table, trimesh.Trimesh)
+    images, hit = observe(flat_colored(table), 64)
+    made = blurred(images, 1.0)
+    short = hit & (np.linalg.norm(made[1], axis=1) < 0.5)
+    assert short.sum() > 10  # at the edges of the legs
+    assert not np.isposinf(lift(made, ORTHO6).depth[hit]).any()
+    images, hit = observe(sphere(), 64)
+    images[1, 0, :, 30:33, 30:33] *= 0.4
+    assert not np.isposinf(lift(images, ORTHO6).depth[hit]).any()
+
+
 def test_points_between_two_surfaces_are_dropped():
     depth = np.full((1, 9, 9), 1.0)
     depth[..., 5:] = 1.5

@@ -1,64 +1,42 @@
-"""Many points on several threads: the same answers, and no thread asks for more threads."""
-
-import threading
-
-import numpy as np
 import pytest
 import torch
-from scipy.spatial import cKDTree
 
-from modules.geometry import neighbours
-from modules.geometry.neighbours import in_chunks, query
+from modules.geometry.neighbours import CellIndex, PointIndex
 
 
-@pytest.fixture
-def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(neighbours, "LEAST_CHUNK", 50)
-    monkeypatch.setattr(neighbours, "MOST_CHUNK", 100)
+def cloud(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, generator=generator, dtype=torch.float64)
 
 
-class Tree(cKDTree):
-    """Notes how many workers each query may use."""
-
-    def query(self, x, k=1, workers=1, **options):
-        self.workers = [*getattr(self, "workers", []), workers]
-        return super().query(x, k, workers=workers, **options)
-
-
-@pytest.mark.usefixtures("four_threads")
-def test_chunks_on_threads_give_what_one_call_gives():
-    points, values = np.random.default_rng(0).random((2, 1050, 3))
-    tree, used, together = Tree(points), set(), threading.Barrier(2, timeout=10.0)
-
-    def nearest(chunk: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(used) < 2:
-            used.add(threading.get_ident())
-            together.wait()  # so that more than one thread takes part
-        return query(tree, chunk)[0], other.sum(axis=1)
-
-    distance, total = in_chunks(nearest, values, points)
-    np.testing.assert_array_equal(distance, query(tree, values)[0])
-    np.testing.assert_array_equal(total, points.sum(axis=1))
-    assert threading.get_ident() not in used
-    assert tree.workers == [1] * 11 + [4]
+@pytest.mark.parametrize(("number", "count"), [(3000, 10), (3000, 1), (4, 10), (1, 3)])
+@pytest.mark.parametrize("reach", [0.03, 0.2, 3.0])
+def test_cells_find_what_a_tree_finds(
+    number: int, count: int, reach: float, monkeypatch: pytest.MonkeyPatch
+):
+    """Also with so few pairs at a time that they come in many turns, and far from all points."""
+    monkeypatch.setattr("modules.geometry.neighbours.MOST_PAIRS", 5000)
+    points, asked = cloud(number, seed=0), 1.5 * cloud(800, seed=1) - 0.2
+    asked[0], asked[1] = 1e30, points[0] + 0.01
+    expected, nearest = PointIndex(points).query(asked, count, reach)
+    distance, index = CellIndex(points, reach).query(asked, count)
+    torch.testing.assert_close(distance, expected)
+    assert distance.isfinite().any()
+    assert (distance.diff(dim=1).nan_to_num() >= 0).all()
+    found = distance.isfinite()
+    assert (index[~found] == 0).all()
+    assert (nearest[~found] == 0).all()
+    away = (points[index] - asked[:, None]).norm(dim=-1)
+    torch.testing.assert_close(away[found], distance[found])
 
 
-def test_one_thread_stays_one_thread(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(neighbours, "LEAST_CHUNK", 50)
-    monkeypatch.setattr(neighbours, "MOST_CHUNK", 100)
-    used = set()
-
-    def same(chunk: np.ndarray) -> tuple[np.ndarray]:
-        used.add(threading.get_ident())
-        return (chunk,)
-
-    values = np.arange(250.0)
-    np.testing.assert_array_equal(in_chunks(same, values)[0], values)
-    assert used == {threading.get_ident()}
+def test_points_at_one_place_are_all_found():
+    points = cloud(1, seed=0).expand(12, 3)
+    distance, index = CellIndex(points, 0.1).query(points[:1], 12)
+    assert (distance == 0).all()
+    assert sorted(index[0].tolist()) == list(range(12))
 
 
-def test_no_points_give_empty_results():
-    [result] = in_chunks(lambda chunk: (chunk[:, 0],), np.zeros((0, 3)))
-    assert result.shape == (0,)
+def test_nothing_is_asked():
+    distance, index = CellIndex(cloud(5, seed=0), 0.1).query(cloud(0, seed=0), 3)
+    assert distance.shape == index.shape == (0, 3)

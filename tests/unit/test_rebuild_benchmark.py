@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -122,3 +123,40 @@ def test_made_inputs_need_the_model_that_makes_them(benchmark, monkeypatch, tmp_
     monkeypatch.setattr(sys, "argv", [*arguments, "--methods", "tsdf-64", *given])
     with pytest.raises(SystemExit, match=told):
         benchmark("rebuild").main()
+
+
+def test_rows_of_two_refiners_share_a_file(benchmark, monkeypatch, tmp_path, capsys):
+    shards = write_sphere_shards(tmp_path / "shards", num_samples=1)
+    [uid] = ShardSet(shards, "samples").uids
+    (tmp_path / f"{uid}.glb").touch()
+    rebuild, out = benchmark("rebuild"), tmp_path / "rows.jsonl"
+    figures = {"f_score_0.01": 0.0}
+    old = {"set": "shards", "uid": uid, "method": "refined-96", "figures": figures}
+    out.write_text(json.dumps(old) + "\n")  # as once, without its model
+
+    def scored(shard_set, i, original, wanted, rebuilt, meshes):
+        assert set(rebuilt) == {name for name in wanted if name != rebuild.FLOOR}
+        return {name: {"f_score_0.01": float("one/" in name)} for name in wanted}
+
+    for name in ("_inputs", "_rebuild", "_score"):
+        monkeypatch.setattr(rebuild, name, scored if name == "_score" else lambda *_: {})
+    monkeypatch.setattr(rebuild, "_in_child", lambda work, *arguments: work(*arguments))
+    asked = ["rebuild.py", str(shards), "--reference", str(tmp_path), "--out", str(out)]
+    asked += ["--methods", "classical-96", "refined-96", "--pipeline"]
+    for folder, weights in (("one", "a"), ("two", "b"), ("two", "c"), ("two", "c")):
+        pipeline = tmp_path / folder / "pipeline"
+        pipeline.mkdir(parents=True, exist_ok=True)
+        (pipeline / "weights").write_text(weights)  # two is trained anew: not the same model
+        monkeypatch.setattr(sys, "argv", [*asked, str(pipeline)])
+        rebuild.main()
+    methods = [json.loads(line)["method"] for line in out.read_text().splitlines()]
+    assert methods[:3] == ["refined-96", "floor", "classical-96"]
+    ours = methods[3:]
+    assert [name.partition("@")[0] for name in ours] == [
+        f"refined-96 {folder}/pipeline" for folder in ("one", "two", "two")
+    ]
+    assert len(set(ours)) == 3
+    printed = [line.split("|")[1:4:2] for line in capsys.readouterr().out.splitlines()[-6:]]
+    scores = {name.strip(): score.strip() for name, score in printed}
+    assert list(scores) == ["classical-96", "refined-96", *sorted(ours), "floor"]
+    assert [name for name in scores if scores[name] == "1.000, 1.000"] == ours[:1]

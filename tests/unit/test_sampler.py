@@ -10,7 +10,7 @@ from modules.networks.conditioner import Conditions
 from modules.networks.denoiser import JointDenoiser
 from modules.networks.text_encoder import TextEncoder, Vocabulary
 from modules.pipelines.generation import TextTo25D
-from modules.pipelines.sampling import Sampling
+from modules.pipelines.sampling_options import Sampling
 
 VIEWS, CHANNELS, GRID = 2, 12, 2
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from data_pipeline.contract import UserError
-from modules.pipelines.sampling import Sampling, integrate, make_scheduler
+from modules.pipelines.sampling import integrate, make_scheduler
+from modules.pipelines.sampling_options import Sampling
 
 SHAPE = (2, 3, 1, 4, 1, 1)
 

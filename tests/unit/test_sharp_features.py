@@ -96,9 +96,9 @@ def test_only_images_that_agree_and_are_finer_than_the_grid_give_sharp_edges(
     images[2] += noise * np.random.default_rng(0).standard_normal(images[2].shape).astype("f4")
     asked = []
 
-    def extract(*arguments: Any, sharp: bool) -> tuple[np.ndarray, np.ndarray]:
+    def extract(*arguments: Any, sharp: bool, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         asked.append(sharp)
-        return extract_isosurface(*arguments, sharp=sharp)
+        return extract_isosurface(*arguments, sharp=sharp, **options)
 
     monkeypatch.setattr(reconstruction, "extract_isosurface", extract)
     reconstruct = reconstruction.Reconstructor.classical()

@@ -1,5 +1,7 @@
 """The compositional benchmark: what it refuses to measure, and what a failure keeps."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,5 @@ def test_how_results_are_made_may_differ_how_they_are_measured_may_not():
     assert {"num_val", "classifier_steps", "cameras", "background"} <= OPTIONS.protocol().keys()
     with pytest.raises(UserError, match="seed=-1"):
         TextOptions(**OPTIONS.method() | {"seed": -1, "num_val": 1, "classifier_steps": 1})
+    with pytest.raises(UserError, match="guidance=inf"):
+        dataclasses.replace(OPTIONS, guidance=math.inf)

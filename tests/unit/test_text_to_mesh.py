@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipeline.contract import UserError
 from modules.pipelines import text_to_mesh
 from modules.pipelines.export import ExportOptions, model_digest
-from modules.pipelines.sampling import Sampling
+from modules.pipelines.sampling_options import Sampling
 from modules.pipelines.text_to_mesh import check_layout, check_pictures, generate_from_prompt
 
 
