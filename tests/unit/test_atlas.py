@@ -169,6 +169,16 @@ def test_workers_that_were_started_early_are_used_and_ended():
         assert all(process.returncode is not None for process in each._processes)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads of a process from /proc")
+def test_waiting_workers_have_one_thread_each(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with AtlasWorkers() as workers:
+        unwrap(*bumpy(3), 128, workers=workers)  # after which numpy's would be there
+        running = [Path(f"/proc/{process.pid}/task") for process in workers._processes]
+        assert [len(list(folder.iterdir())) for folder in running] == [1, 1]
+
+
 def test_workers_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch):
     start, allowed = subprocess.Popen, 1
 
