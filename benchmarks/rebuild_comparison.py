@@ -117,7 +117,7 @@ def draw(found: Mapping[str, Rows], file: Path) -> None:
         values = [dict(zip(rows, columns(rows, key), strict=True)) for rows in found.values()]
         for k, method in enumerate(methods):
             place = np.arange(len(values)) + width * (k - (len(methods) - 1) / 2.0)
-            own = [each.get(method, np.zeros(1)) for each in values]
+            own = [each.get(method, np.full(1, np.nan)) for each in values]  # no bar
             kind, _, size = method.partition("-")
             title = f"{TITLES[kind]} ({size})"
             axis.bar(place, [np.median(each) for each in own], 0.9 * width, label=title)

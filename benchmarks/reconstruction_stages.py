@@ -142,7 +142,9 @@ def main() -> None:
     parser.add_argument("--grids", type=int, nargs="+", default=[64, 96, 128, 192, 256])
     parser.add_argument("--faces", type=int, default=10_000)
     parser.add_argument("--texture-px", type=int, default=1024)
-    parser.add_argument("--device", default="cpu", help="where the baking runs: cpu or cuda")
+    parser.add_argument(
+        "--device", default="cpu", help="where field, surface and baking run: cpu or cuda"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -151,7 +153,7 @@ def main() -> None:
     accelerator = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "none"
     print(
         f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPUs, {arguments.threads} "
-        f"threads, baking on {arguments.device}, accelerator: {accelerator}"
+        f"threads, field, surface and baking on {arguments.device}, accelerator: {accelerator}"
     )
     print(", ".join(shard_set.uids[i] for i in chosen), f"; began at {time.ctime()}\n")
     print(

@@ -66,7 +66,9 @@ def project_points(
     """Return where world points are in an image whose sides are 1, y down, and their depths."""
     matrix = torch.tensor(camera.camera_to_world, dtype=points.dtype, device=points.device)
     right, up, back, eye = matrix[:3].T
-    x, y, behind = (((points - eye) * axis).sum(dim=1) for axis in (right, up, back))
+    dx, dy, dz = (points - eye).unbind(dim=1)
+    # No matrix product: that may run in TF32, far too coarse here.
+    x, y, behind = (dx * axis[0] + dy * axis[1] + dz * axis[2] for axis in (right, up, back))
     span = 2.0 * half_width(camera) * (1.0 if camera.projection == "orthographic" else -behind)
     return x / span + 0.5, 0.5 - y / span, -behind
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from modules.geometry.colour_field import ColourField
 from modules.geometry.free_space import FreeSpace
@@ -199,8 +200,10 @@ class ClassicalField:
         free = self._seen_free(points)
         if self._empty is None:
             return free
-        depth = self._empty.depth(points).clamp_max(self.carve_band)
-        return torch.where(free <= 0, torch.maximum(free, depth), free)
+        hidden = (free <= 0).nonzero()[:, 0]
+        depth = self._empty.depth(points[hidden]).clamp_max(self.carve_band)
+        free[hidden] = torch.maximum(free[hidden], depth)
+        return free
 
     def _sample(self, points: Float[Tensor, "p 3"]) -> tuple[Tensor, ...]:
         """Return the tensors of a `FieldSample`."""
@@ -247,19 +250,21 @@ class ClassicalField:
         a neighbour tells the distance to that side, which few points may show.
         """
         settings, spacing = self.settings, self._spacing
-        normal = self._normal[index]
-        plane = (normal * (points[:, None] - self._nearby.position[index])).sum(dim=-1)
+        normal = embedding(index, self._normal)
+        offset = points[:, None] - embedding(index, self._nearby.position)
+        plane = torch.einsum("pkc,pkc->pk", normal, offset)
         squared = distance**2  # infinite where there is no neighbour
         hidden = (free > 0)[:, None] & (plane < -0.25 * spacing)
         leading = torch.where(hidden, squared + spacing**2, squared).argmin(dim=1, keepdim=True)
-        facing = (normal * normal.take_along_dim(leading[..., None], dim=1)).sum(dim=-1)
+        ahead = embedding(index.gather(1, leading)[:, 0], self._normal)
+        facing = torch.einsum("pkc,pc->pk", normal, ahead)
         exponent = squared.gather(1, leading) - squared
         exponent = (exponent / (2.0 * (settings.bandwidth * spacing) ** 2)).clamp_max(8.0)
         weight = exponent.exp() * facing.clamp_min(0.0) ** 2 * self._weight[index]
         weight = weight / weight.sum(dim=1, keepdim=True)
         slab = torch.maximum(plane, -plane - self._thickness[index])
         sided = torch.where(slab > plane, -weight, weight)
-        outwards = (sided[..., None] * normal).sum(dim=1)
+        outwards = torch.einsum("pk,pkc->pc", sided, normal)
         outwards = outwards / outwards.norm(dim=1, keepdim=True).clamp_min(1e-9)
         sheet = (weight * self._lacking[index]).sum(dim=1)
         return (weight * slab).sum(dim=1), sheet, outwards

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from modules.geometry.lift import Observation
 from modules.geometry.neighbours import PointIndex, in_chunks
@@ -51,9 +52,9 @@ class ColourField:
         distance, index = self._nearby.query(points, self._count)
         squared = distance**2
         if normals is not None:
-            facing = (self._normal[index] * normals[:, None]).sum(dim=-1)
+            facing = torch.einsum("pkc,pc->pk", embedding(index, self._normal), normals)
             # A point that faces away counts as much farther: the other side of a thin wall.
             squared = squared + (3.0 * self._spacing * (1.0 - facing)) ** 2
         scale = 2.0 * (self._bandwidth * self._spacing) ** 2
         weight = (-squared / scale).softmax(dim=1)
-        return ((weight[..., None] * self._colour[index]).sum(dim=1),)
+        return (torch.einsum("pk,pkc->pc", weight, embedding(index, self._colour)),)

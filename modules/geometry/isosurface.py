@@ -30,7 +30,7 @@ GRID_HALF_SIDE = 0.54
 COARSEST = 24
 """The first grid has at least so many cells along a side, and less than twice as many."""
 
-SQUARE_STEPS = torch.tensor([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
+SQUARE_STEPS = [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)]
 """From a cell to the one behind each of its faces, in the order of `SQUARES`."""
 
 CHUNK = 262_144
@@ -58,7 +58,7 @@ def extract_isosurface(
         half_side: the grid spans [-half_side, half_side]^3.
         sharp: find edges and corners inside of cells by the field's gradient; marching cubes alone
             cuts them off.
-        device: where the grid is kept; what is best where the field is evaluated.
+        device: where the grid is kept; best where the field is evaluated.
     """
     device = torch.device(device)
 
@@ -170,7 +170,7 @@ class _GridSamples:
         Returns:
             Indices of their corners into `values`, and the coordinates of those vertices.
         """
-        steps = SQUARE_STEPS.to(corner.device)
+        steps = torch.tensor(SQUARE_STEPS, device=corner.device)
         while True:
             crossed = self.index(corner, 1)
             compose_well(crossed, self.values, self.step)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CORNERS = torch.tensor(list(itertools.product((0, 1), repeat=3)))
+CORNERS = torch.tensor(list(itertools.product((0, 1), repeat=3)), device="cpu")
 """Of a cell, as steps from its lowest corner along x, y and z; number 4 x + 2 y + z."""
 
 SQUARES = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
@@ -51,10 +51,13 @@ def _triangle_table() -> tuple[Int[Tensor, "256 t 3 2"], Int[Tensor, " 256"]]:
     for code in range(256):
         polygons = _polygons(tuple(bool(code >> corner & 1) for corner in range(8)))
         cases.append([(p[0], *pair) for p in polygons for pair in itertools.pairwise(p[1:])])
-    table = torch.zeros(256, max(map(len, cases)), 3, dtype=torch.long)
+    table = torch.zeros(256, max(map(len, cases)), 3, dtype=torch.long, device="cpu")
     for code, triangles in enumerate(cases):
-        table[code, : len(triangles)] = torch.tensor(triangles, dtype=torch.long).view(-1, 3)
-    return torch.tensor(EDGES)[table], torch.tensor([len(triangles) for triangles in cases])
+        table[code, : len(triangles)] = torch.tensor(
+            triangles, dtype=torch.long, device="cpu"
+        ).view(-1, 3)
+    number = torch.tensor([len(triangles) for triangles in cases], device="cpu")
+    return torch.tensor(EDGES, device="cpu")[table], number
 
 
 TRIANGLES, NUM_TRIANGLES = _triangle_table()

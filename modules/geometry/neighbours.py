@@ -1,7 +1,6 @@
 """Nearest points: by a k-d tree on the CPU, by a grid of cells on CUDA."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from modules.geometry.threads import by_threads, num_threads
 
-MOST_PAIRS = 2**24
-"""Distances that a grid of cells measures at a time; some hundred megabytes."""
+MOST_PAIRS = 2**22
+"""Distances that a grid of cells measures at a time; a third of a gigabyte."""
 
 LEAST_CHUNK, MOST_CHUNK = 2**11, 2**14
 """Points to a thread at a time: fewer are not worth a thread, more leave a core's cache."""
@@ -29,6 +28,8 @@ def in_chunks(
 ) -> tuple[ndarray, ...]:
     """Return what a function on a device makes of arrays, asked for some of their rows at a time.
 
+    In double precision, whatever the arrays have.
+
     Args:
         function: takes as many rows of each array and returns tensors with a row for each; it must
             be safe to call from several threads.
@@ -36,8 +37,11 @@ def in_chunks(
         arrays: as many rows each.
     """
 
+    def on_device(rows: Float[ndarray, "r ..."]) -> Float[Tensor, "r ..."]:
+        return torch.from_numpy(np.require(rows, np.float64, ["C", "W"])).to(device)
+
     def results(start: int) -> list[ndarray]:
-        rows = (torch.from_numpy(each[start : start + chunk]).to(device) for each in arrays)
+        rows = (on_device(each[start : start + chunk]) for each in arrays)
         return [each.cpu().numpy() for each in function(*rows)]
 
     count, chunk = len(arrays[0]), CUDA_CHUNK
@@ -58,6 +62,8 @@ class PointIndex:
     def __init__(self, position: Float[Tensor, "n d"]) -> None:
         self.position = position
         self._cells: dict[float, CellIndex] = {}
+        # On the CPU made here, by one thread: several may ask at once.
+        self._tree = None if position.is_cuda else cKDTree(position.numpy())
 
     def query(
         self, points: Float[Tensor, "p d"], count: int, reach: float = float("inf")
@@ -77,8 +83,11 @@ class PointIndex:
             if reach not in self._cells:
                 self._cells[reach] = CellIndex(self.position, reach)
             return self._cells[reach].query(points, count)
+        if self._tree is None:
+            self._tree = cKDTree(self.position.cpu().numpy())
+        tree = self._tree
         # As a list, k gives a row of neighbours even where it is 1.
-        distance, index = self._tree.query(
+        distance, index = tree.query(
             points.cpu().numpy(),
             k=list(range(1, count + 1)),
             distance_upper_bound=reach,
@@ -87,10 +96,6 @@ class PointIndex:
         index[index == len(self.position)] = 0
         found = torch.from_numpy(distance), torch.from_numpy(index)
         return found[0].to(points.device), found[1].to(points.device)
-
-    @cached_property
-    def _tree(self) -> cKDTree:
-        return cKDTree(self.position.cpu().numpy())
 
 
 class CellIndex:

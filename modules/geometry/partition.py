@@ -34,6 +34,7 @@ def partition(
         faces: vertex indices.
         most_faces: that a part has.
     """
+    faces = faces.astype(np.int64)  # pairs of vertices get one number each
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     edge = np.minimum(start, end) * len(vertices) + np.maximum(start, end)
     order = np.argsort(edge)

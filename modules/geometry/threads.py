@@ -28,12 +28,23 @@ def num_threads() -> int:
 def by_one_thread(work: Callable[[], Result]) -> Result:
     """Return what the work returns, which torch does on one thread of the CPU.
 
-    What the work asks of `by_threads` may take as many threads as may be taken here.
+    What the work asks of `by_threads` may take as many threads as may be taken here. Torch's
+    modes (autocast, no_grad) are a thread's own: the work has none of the caller's.
     """
     if torch.get_num_threads() == 1:
         return work()
+    stopped = threading.Event()
+
+    def stoppable() -> Result:
+        _here.stopped = stopped
+        return work()
+
     with _threads(1, num_threads()) as pool:
-        return pool.submit(work).result()
+        try:
+            return pool.submit(stoppable).result()
+        except BaseException:  # an interrupt too: else the pool would wait for all the work
+            stopped.set()
+            raise
 
 
 def by_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -43,6 +54,9 @@ def by_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
         function: safe to call from several threads.
         items: what it is called with.
     """
+    stopped = getattr(_here, "stopped", None)
+    if stopped is not None and stopped.is_set():
+        raise RuntimeError("the work was interrupted")
     count = min(num_threads(), len(items))
     if count < 2 and torch.get_num_threads() == 1:
         return [function(item) for item in items]

@@ -12,6 +12,9 @@ from modules.networks.refiner import Refiner
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
+SHAPE = ("width", "hidden", "side", "levels")
+"""Settings that tell which weights a refiner has."""
+
 
 def save_refiner(directory: Path, refiner: Refiner) -> None:
     """Write a refiner into an existing folder."""
@@ -48,7 +51,8 @@ def continue_refiner(refiner: Refiner, directory: Path) -> None:
         UserError: the folder holds none, or one of another shape.
     """
     exported = load_refiner(directory)
-    if exported.config != refiner.config:
-        needed = " ".join(f"refiner.{key}={value}" for key, value in exported.config.items())
+    shape, wanted = ({key: each.config[key] for key in SHAPE} for each in (exported, refiner))
+    if shape != wanted:
+        needed = " ".join(f"refiner.{key}={value}" for key, value in shape.items())
         raise UserError(f"the refiner of {directory} is of another shape: give {needed}")
     refiner.load_state_dict(exported.state_dict())

@@ -39,6 +39,9 @@ class Sampling:
                 f"guidance_interval={self.guidance_interval} must be two numbers, as in [0.2, 0.8]"
             ) from error
         object.__setattr__(self, "guidance_interval", (low, high))  # a list where YAML says so
+        for key in ("steps", "guidance", "guidance_rescale"):
+            if not isinstance(getattr(self, key), int | float):
+                raise UserError(f"{key}={getattr(self, key)} must be a number")
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
         if self.solver not in SOLVERS:

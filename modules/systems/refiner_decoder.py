@@ -113,7 +113,8 @@ class RefinerDecoderSystem(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.refiner is None:
             self.refiner = self.build_network()
-            if self.start is not None:
+            resumed = self._trainer is not None and self._trainer.ckpt_path is not None
+            if self.start is not None and not resumed:
                 continue_refiner(self.refiner, stage_folder(Path(self.start), self.stage))
 
     def configure_optimizers(self) -> Any:

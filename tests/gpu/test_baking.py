@@ -19,7 +19,7 @@ from modules.pipelines.reconstruction import Reconstructor
 pytestmark = pytest.mark.gpu
 
 FEWEST_CPUS = 8
-"""The surface is sought on the CPU: with fewer cores a second is not promised."""
+"""Meshes are decimated and unwrapped on the CPU: with fewer cores a second is not promised."""
 
 
 def magenta(points: np.ndarray, normals: np.ndarray) -> np.ndarray:

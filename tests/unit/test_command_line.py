@@ -112,14 +112,21 @@ def test_a_process_ends_with_the_code_and_without_a_traceback(script):
     assert "Traceback" not in result.stderr
 
 
-def test_wrong_sampling_is_refused_before_anything_slow_is_imported():
-    asked = ["generate.py", "prompt=a box", "checkpoint=x", "out=x.glb", "guidance_rescale=2"]
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("guidance_rescale=2", "guidance_rescale=2 must lie in [0, 1]"),
+        ("guidance=null", "guidance=None must be a number"),
+    ],
+)
+def test_wrong_sampling_is_refused_before_anything_slow_is_imported(option: str, said: str):
+    asked = ["generate.py", "prompt=a box", "checkpoint=x", "out=x.glb", option]
     code = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {asked}; "
     result = subprocess.run(
         [sys.executable, "-c", code + "runpy.run_path('generate.py', run_name='__main__')"],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert result.stderr == "error: guidance_rescale=2 must lie in [0, 1]\n"
+    assert result.stderr == f"error: {said}\n"
     assert result.returncode == 1
 
 

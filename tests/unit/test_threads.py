@@ -1,4 +1,6 @@
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +57,22 @@ def test_one_thread_is_enough_for_work_by_one_thread():
     caller = threading.get_ident()
     assert by_one_thread(threading.get_ident) == caller
     assert by_threads(lambda _: threading.get_ident(), range(4)) == [caller] * 4
+
+
+def test_an_interrupt_ends_work_when_it_next_asks_for_threads():
+    asked = []
+
+    def work() -> None:
+        for number in range(100):
+            asked.append(number)
+            by_threads(time.sleep, [0.05])
+
+    main = threading.get_ident()
+    timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        by_one_thread(work)
+    assert 1 < len(asked) < 50
 
 
 def test_errors_are_those_of_the_work():
