@@ -43,7 +43,10 @@ def test_fusion_of_a_spheres_depths_is_that_sphere(benchmark):
 
 def test_fusion_says_nothing_of_space_that_no_view_saw(benchmark):
     observation = sphere_seen_at(64)
-    first = {name: getattr(observation, name)[:1] for name in ("cameras", "hit", "depth", "rgb")}
+    first = {
+        name: getattr(observation, name)[:1]
+        for name in ("cameras", "hit", "silhouette", "depth", "rgb")
+    }
     only_front = dataclasses.replace(observation, **first)
     shape = benchmark("rebuild_peers").tsdf(only_front, 64)
     assert shape.vertices[:, 1].max() < 0.05  # azimuth 0 looks along +Y: the back half is unseen
