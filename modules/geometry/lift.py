@@ -26,10 +26,12 @@ class HitRule:
     Args:
         normal_length: a foreground normal is longer than this; the background's is 0.
         background_length: a pixel is background, and seen through, if its normal is shorter than
-            this. What lies between is blur and background too where it parts background from
-            foreground and is shorter than `normal_length` times the longest normal around it (a
-            thin leg's are all short); else it is left undecided, like foreground without a sound
-            depth.
+            this. What lies between is blur, and background too, beside a foreground's if it is
+            shorter than `normal_length` times the longest normal around it (a thin leg's are all
+            short) and beside background or `blurred`; else it is left undecided, like foreground
+            without a sound depth.
+        blurred: a coord that projects farther than this share of the image's side from its own
+            pixel is mixed with the background's, as in a gap too narrow to show any.
         reprojection: a foreground coord projects to within this share of the image's side from
             its own pixel.
         depth_jump: pixels half way up a step in depth of more than this, in world units, are
@@ -38,6 +40,7 @@ class HitRule:
 
     normal_length: float = 0.5
     background_length: float = 0.25
+    blurred: float = 0.03
     reprojection: float = 0.08
     depth_jump: float = 0.1
 
@@ -133,7 +136,7 @@ def lift(
         steepness = np.sqrt(np.maximum(1.0 - facing**2, 0.0)) / np.maximum(np.abs(facing), 0.02)
         found = find_hit(length, pixels, depth, steepness * spacing[:, None, None], rule)
         enclosed = ndimage.binary_closing(found, AROUND)
-        seen_through = find_background(length, rule) & ~enclosed
+        seen_through = find_background(length, pixels, rule) & ~enclosed
         # What is undecided beside the object is blur of its outline, most of which lies outside.
         beside = ndimage.binary_dilation(solid, AROUND)
         silhouette = ~seen_through & (solid | enclosed | ~beside)
@@ -228,20 +231,23 @@ def fill_background(
 
 
 def find_background(
-    normal_length: Float[ndarray, "v h w"], rule: HitRule
+    normal_length: Float[ndarray, "v h w"], pixels: Float[ndarray, "v h w 2"], rule: HitRule
 ) -> Bool[ndarray, "v h w"]:
     """Return the background of images that a network made, what it left undecided not among it.
 
     Args:
         normal_length: lengths of the normals.
+        pixels: where each pixel's coord projects to, as (x, y).
         rule: thresholds.
     """
     background = normal_length < rule.background_length
     longest = np.minimum(ndimage.maximum_filter(normal_length, (1, 3, 3)), 1.0)
     outside = normal_length <= rule.normal_length * longest
     solid = normal_length > rule.normal_length
-    between = ndimage.binary_dilation(solid, AROUND) & ndimage.binary_dilation(background, AROUND)
-    return background | (outside & between)
+    side = pixels.shape[1]
+    missed = np.linalg.norm(pixels - _pixel_centres(side), axis=-1) > rule.blurred * side
+    blur = ndimage.binary_dilation(background, AROUND) | missed
+    return background | (outside & ndimage.binary_dilation(solid, AROUND) & blur)
 
 
 def _spacing(camera: Camera, depth: Float[ndarray, " n"], resolution_px: int) -> float:
