@@ -51,13 +51,13 @@ def latent_cases(
         options: how figures are taken.
         reference: folder of the original assets; None: the stored surface points are the truth.
         count: so many samples, spread over the set; None for all.
-        device: where the autoencoder runs.
+        device: where the autoencoder and the reconstruction run.
     """
     chosen = spread(len(shard_set.uids), count)
     originals = originals_by_uid(reference)
     weights = fingerprint(autoencoder)
     autoencoder = autoencoder.to(device)
-    reconstruct = Reconstructor.classical()
+    reconstruct = Reconstructor.classical(device=device)
 
     def case(i: int) -> Case:
         uid = shard_set.uids[i]

@@ -77,7 +77,7 @@ def rebuild_cases(
         out: folder that takes the rebuilt meshes.
         strength: noise level up to which the checkpoint's diffusion model makes the images anew
             (`DiffusionRoundTrip`); None: the true images.
-        device: of the diffusion model.
+        device: of the diffusion model and the reconstruction.
 
     Raises:
         UserError: images are to be made anew without a diffusion model, or by none of their size.
@@ -91,9 +91,9 @@ def rebuild_cases(
     chosen = spread(len(shard_set.uids), count)
     originals = originals_by_uid(reference)
     if checkpoint is None:
-        reconstruct, weights = Reconstructor.classical(), "classical"
+        reconstruct, weights = Reconstructor.classical(device=device), "classical"
     else:
-        reconstruct = Reconstructor.from_pretrained(checkpoint)
+        reconstruct = Reconstructor.from_pretrained(checkpoint, device=device)
         weights = folder_digest(checkpoint / "refiner_decoder")
 
     def case(i: int) -> Case:

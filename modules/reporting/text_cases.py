@@ -127,7 +127,7 @@ class TextBenchmark:
         checkpoint: pipeline folder.
         options: how results are made.
         out: folder that takes the classifier, the meshes and the pictures.
-        device: of the generator.
+        device: of the generator and the reconstruction.
 
     Attributes:
         inputs: digests of shards and checkpoint.
@@ -166,7 +166,7 @@ class TextBenchmark:
         self.training = read_rendered(shard_set, decode_sample, seen)
         codec = self.generate.codec
         self.held_back = read_rendered(shard_set, decode_sample, held_back, codec)
-        self.reconstruct = Reconstructor.from_pretrained(checkpoint)
+        self.reconstruct = Reconstructor.from_pretrained(checkpoint, device=device)
         self._true_sample = lambda i: decode_sample(shard_set.read(held_back[i]))
         self.inputs = {"shards": shard_set.sha256, "checkpoint": folder_digest(checkpoint)}
         self.identity = f"{' '.join(self.inputs.values())} {json.dumps(seen)}"
