@@ -1,4 +1,4 @@
-"""Nearest points: by a k-d tree on the CPU, by a grid of cells on CUDA."""
+"""What many points ask, in chunks; the nearest of points, by a k-d tree or, on CUDA, by cells."""
 
 from collections.abc import Callable
 
